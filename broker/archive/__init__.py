@@ -1,0 +1,1 @@
+"""What was produced: custody, the gate, the archive."""

@@ -1,0 +1,238 @@
+"""How to start: settings and every named limit with its unit. What the site looks like lives in tables (sites.py).
+
+Order: command line > environment (`BROKER_`, `__` nests, `*_FILE` reads a secret) > broker.toml > default."""
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from broker.errors import ConfigError
+
+PREFIX = "BROKER_"
+SECRETS = {"database_url", "archive_url"}  # shown without user and password
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Site(Section):
+    name: str = "ris-broker"
+    timezone: str = "Asia/Tokyo"
+    language: Literal["ja", "en"] = "ja"
+    patient_id_issuer: str = ""
+    accession_issuer: str = ""
+    uid_root: str = "2.25"
+    phonetic_form: Literal["katakana", "hiragana"] = "katakana"
+    romanisation: Literal["TARO", "TAROU"] = "TARO"
+    patient_id_pad_to: int = 0  # digits: a shorter numeric Patient ID is padded with zeros on the left; 0 is off
+
+    @field_validator("timezone")
+    @classmethod
+    def _zone_exists(cls, value: str) -> str:
+        from zoneinfo import ZoneInfo
+
+        try:
+            ZoneInfo(value)
+        except Exception:
+            raise ValueError(f"no such time zone: {value}") from None
+        return value
+
+
+class Dicom(Section):
+    host: str = "127.0.0.1"
+    port: int = 11112
+    ae_title: str = Field(default="BROKER", min_length=1, max_length=16)
+    ae_aliases: list[str] = []
+    unknown_ae: Literal["reject", "accept"] = "reject"
+    character_set: str = ""  # for nodes without one; empty: \ISO 2022 IR 87 with language ja, else ISO_IR 192
+    issue_timezone: bool = False  # return (0008,0201) although the query does not ask for it
+
+
+class Hl7(Section):
+    host: str = "127.0.0.1"
+    port: int = 2575
+    unknown_sender: Literal["", "accept", "reject"] = ""  # empty: accept on loopback, else reject
+    character_set: str = "ISO-2022-JP"
+
+
+class Mpps(Section):
+    strict: bool = False
+    final_retry_ok: bool = False  # a byte-identical repeat of the final N-SET is answered 0000
+
+
+class Http(Section):
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+class Reconcile(Section):
+    settle_seconds: float = 60
+    complete_without_mpps_seconds: float = 900
+    append_hours: float = 24
+
+
+class Limits(Section):
+    """Names end in the unit. Source of the defaults: durability.md 1.8."""
+
+    dicom_connections_max: int = 256
+    dicom_connections_per_address_max: int = 64
+    dicom_associations_per_ae_max: int = 64
+    dicom_associate_seconds_max: float = 10
+    dicom_pdu_seconds_max: float = 15
+    dicom_idle_seconds_max: float = 600
+    dicom_associate_pdu_bytes_max: int = 128 * 1024
+    dicom_pdu_bytes_advertised: int = 128 * 1024
+    dicom_pdu_bytes_max: int = 256 * 1024
+    dicom_contexts_max: int = 128
+    dicom_command_bytes_max: int = 64 * 1024
+    dicom_identifier_bytes_max: int = 1024 * 1024
+    dicom_object_bytes_max: int = 4 * 1024**3
+    dicom_pipelined_requests_max: int = 16
+    header_elements_max: int = 20_000
+    header_frame_elements_max: int = 2_000_000  # inside the Per-frame Functional Groups, which grow with the frames
+    header_depth_max: int = 16
+    header_text_bytes_max: int = 1024 * 1024
+    header_seconds_max: float = 5
+    worklist_matches_max: int = 500
+    worklist_name_wildcards_max: int = 8
+    offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
+    mllp_connections_max: int = 64
+    mllp_connections_per_address_max: int = 16
+    mllp_frame_bytes_max: int = 16 * 1024**2
+    mllp_segment_bytes_max: int = 64 * 1024  # OBX may reach the frame's limit
+    mllp_segments_max: int = 20_000
+    mllp_fields_max: int = 200
+    mllp_repetitions_max: int = 200
+    mllp_components_max: int = 100
+    mllp_idle_seconds_max: float = 24 * 3600
+    mllp_frame_seconds_max: float = 30
+    http_body_bytes_max: int = 1024 * 1024
+    http_threads_max: int = 16
+    http_in_flight_max: int = 200
+    http_waiters_max: int = 5_000
+    http_wait_seconds_max: float = 30
+    list_items_max: int = 500
+    staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
+    staging_free_soft_percent: float = 15
+    database_wait_seconds_max: float = 10
+    database_pool_connections: int = 40
+    lease_seconds: float = 60
+    commit_batch_studies_max: int = 8
+    stop_seconds_max: float = 30
+
+
+class Settings(Section):
+    data_dir: Path = Path("./data")
+    database_url: str = ""
+    archive_url: str = ""
+    site_file: Path | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    site: Site = Site()
+    dicom: Dicom = Dicom()
+    hl7: Hl7 = Hl7()
+    http: Http = Http()
+    mpps: Mpps = Mpps()
+    reconcile: Reconcile = Reconcile()
+    limits: Limits = Limits()
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.data_dir.resolve() / 'broker.sqlite3'}"
+
+    @property
+    def archive(self) -> str:
+        return self.archive_url or f"file://{self.data_dir.resolve() / 'archive'}"
+
+    @property
+    def staging_dir(self) -> Path:
+        return self.data_dir.resolve() / "staging"
+
+    @property
+    def worklist_character_set(self) -> str:
+        return self.dicom.character_set or ("\\ISO 2022 IR 87" if self.site.language == "ja" else "ISO_IR 192")
+
+
+def load(config_file: Path | None = None, **overrides: Any) -> Settings:
+    """Settings from all sources. overrides: dotted names from the command line, `None` left out.
+
+    Raises ConfigError naming the setting, its source and what is expected."""
+    return _build(sources(config_file, **overrides))
+
+
+def sources(config_file: Path | None = None, **overrides: Any) -> dict[str, tuple[Any, str]]:
+    """Every setting that is not default: dotted name -> (value, where it came from)."""
+    found: dict[str, tuple[Any, str]] = {}
+    found.update(_from_file(config_file))
+    found.update(_from_environment())
+    found.update({name: (value, "command line") for name, value in overrides.items() if value is not None})
+    return found
+
+
+def _from_file(config_file: Path | None) -> dict[str, tuple[Any, str]]:
+    path = config_file or Path("broker.toml")
+    if config_file is None and not path.exists():
+        return {}
+    try:
+        tree = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error}") from None
+    return {name: (value, str(path)) for name, value in _flatten(tree)}
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    flat: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        flat += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return flat
+
+
+def _from_environment() -> dict[str, tuple[Any, str]]:
+    found: dict[str, tuple[Any, str]] = {}
+    for variable, value in os.environ.items():
+        if not variable.startswith(PREFIX):
+            continue
+        name = variable[len(PREFIX) :].lower().replace("__", ".")
+        if name in ("config",):
+            continue
+        if name.endswith("_file") and name != "site_file":
+            try:
+                value = Path(value).read_text("utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(variable, f"cannot read {value}: {error}") from None
+            name = name[: -len("_file")]
+        found[name] = ([item for item in value.split(",") if item] if name.endswith("aliases") else value, variable)
+    return found
+
+
+def _build(found: dict[str, tuple[Any, str]]) -> Settings:
+    tree: dict[str, Any] = {}
+    for name, (value, _) in found.items():
+        *parents, last = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = value
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        source = next((where for key, (_, where) in found.items() if key == name), "settings")
+        problem = "no such setting" if first["type"] == "extra_forbidden" else first["msg"]
+        raise ConfigError(name, f"{problem} (from {source})") from None
+
+
+def show(settings: Settings, found: dict[str, tuple[Any, str]]) -> list[tuple[str, str, str]]:
+    """Effective settings: (name, value, source), secrets masked."""
+    rows = []
+    for name, value in _flatten(settings.model_dump(mode="json")):
+        text = "" if value is None else str(value)
+        if name in SECRETS and "@" in text:
+            scheme, _, rest = text.partition("://")
+            text = f"{scheme}://***@{rest.rpartition('@')[2]}"
+        rows.append((name, text, found[name][1] if name in found else "default"))
+    return rows

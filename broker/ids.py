@@ -1,0 +1,49 @@
+"""Every identifier that we make."""
+
+import hashlib
+import re
+import secrets
+import uuid
+
+UID_PATTERN = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
+
+
+def valid_uid(value: str) -> bool:
+    """PS3.5 9.1: digits and dots, no leading zero in a component, at most 64 characters."""
+    return len(value) <= 64 and "." in value and UID_PATTERN.fullmatch(value) is not None
+
+
+def uid(root: str) -> str:
+    """A new UID below `root`. Source: PS3.5 B.2 (root 2.25 takes a UUID as one decimal number)."""
+    return _below(root, uuid.uuid4().int)
+
+
+def derived_uid(root: str, *parts: str) -> str:
+    """The same UID for the same parts, so that a repeated order gets the study that it got before."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return _below(root, uuid.UUID(bytes=digest[:16], version=4).int)
+
+
+def _below(root: str, number: int) -> str:
+    text = f"{root}.{number}"
+    return text if len(text) <= 64 else text[:64].rstrip(".")
+
+
+def file_name() -> str:
+    """Our files never carry a peer's string (security V2)."""
+    return uuid.uuid4().hex
+
+
+def control_id() -> str:
+    """MSH-10: at most 20 characters."""
+    return uuid.uuid4().hex[:20]
+
+
+def secret() -> str:
+    """A bearer token, shown once; only its hash is kept."""
+    return secrets.token_urlsafe(32)
+
+
+def short_id(prefix: str) -> str:
+    """An accession number, Requested Procedure ID or SPS ID of ours: SH, so at most 16 characters."""
+    return f"{prefix}{secrets.token_hex(6).upper()}"[:16]

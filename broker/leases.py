@@ -1,0 +1,49 @@
+"""Claim rows between processes: "this row is mine until T". The only cross-process guard.
+
+A claim is one conditional UPDATE, so that two processes can never both win a row; a dead process costs one lease."""
+
+import datetime as dt
+import os
+import socket
+from collections.abc import Sequence
+
+from sqlalchemy import or_, update
+from sqlmodel import Session, col, select
+
+from broker.model.images import Study
+
+OWNER = f"{socket.gethostname()}:{os.getpid()}"
+
+
+def claim_studies(
+    session: Session, states: Sequence[str], *, now: dt.datetime, seconds: float, limit: int, quiet_since: dt.datetime
+) -> list[int]:
+    """Keys of at most `limit` studies in one of `states`, quiet since that time, now leased to this process."""
+    due = (
+        select(Study.pk)
+        .where(col(Study.state).in_(states), col(Study.last_received_at) <= quiet_since)
+        .where(or_(col(Study.lease_until).is_(None), col(Study.lease_until) < now))
+        .where(or_(col(Study.not_before).is_(None), col(Study.not_before) <= now))
+        .order_by(col(Study.last_received_at))
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = []
+    for pk in session.exec(due).all():
+        assert pk is not None
+        won = session.exec(
+            update(Study)
+            .where(col(Study.pk) == pk, or_(col(Study.lease_until).is_(None), col(Study.lease_until) < now))
+            .values(lease_owner=OWNER, lease_until=now + dt.timedelta(seconds=seconds))
+        )
+        if won.rowcount == 1:
+            claimed.append(pk)
+    return claimed
+
+
+def release_study(session: Session, pk: int, *, not_before: dt.datetime | None = None) -> None:
+    session.exec(
+        update(Study)
+        .where(col(Study.pk) == pk, col(Study.lease_owner) == OWNER)
+        .values(lease_owner="", lease_until=None, not_before=not_before)
+    )

@@ -1,0 +1,1 @@
+"""Alembic: one file per schema change under versions/; `broker/schema.py` runs them."""

@@ -1,0 +1,69 @@
+"""What the site looks like: live, exported as one TOML."""
+
+import datetime as dt
+
+from sqlalchemy import UniqueConstraint
+from sqlmodel import Field
+
+from broker.db import UTCDateTime
+from broker.model.base import Row, json_field, moment
+
+DEFAULT_RIGHTS = ["worklist", "mpps", "store", "commitment"]
+
+
+class Node(Row, table=True):
+    """A remote application entity. host: checked against the source address unless any_address. device: AE titles with
+    the same device are one machine. rights: worklist, mpps, store, commitment, query, retrieve. character_set: what it
+    is answered in (conformance.md 1.6), empty = the site's. kind: `modality`, `qa`, `import`."""
+
+    __tablename__ = "node"
+    ae_title: str = Field(unique=True)
+    host: str = ""
+    port: int = 0
+    any_address: bool = False
+    device: str = ""
+    kind: str = "modality"
+    modality: str = ""
+    station_names: list[str] = json_field(list)
+    rights: list[str] = json_field(lambda: list(DEFAULT_RIGHTS))
+    character_set: str = ""
+    mpps_strict: bool | None = Field(default=None)
+    accession_issuer: str = ""
+    patient_id_issuer: str = ""
+
+
+class UnknownPeer(Row, table=True):
+    """Who knocked and was refused. called: the title it asked for."""
+
+    __tablename__ = "unknown_peer"
+    __table_args__ = (UniqueConstraint("ae_title", "address", "reason"),)
+    ae_title: str
+    address: str
+    called: str = ""
+    reason: str
+    times: int = 1
+    last_at: dt.datetime = Field(sa_type=UTCDateTime)
+
+
+class Sender(Row, table=True):
+    """An HL7 sender. address: source address, empty = any. messages: allowed types (`ORM`, `ADT^A40`), empty = all.
+    character_set: used in place of MSH-18, empty = MSH-18."""
+
+    __tablename__ = "sender"
+    name: str = Field(unique=True)
+    application: str = ""
+    facility: str = ""
+    address: str = ""
+    messages: list[str] = json_field(list)
+    character_set: str = ""
+
+
+class ApiToken(Row, table=True):
+    """digest: SHA-256 of the token, which is shown once. role: ris, ehr, qc, admin."""
+
+    __tablename__ = "api_token"
+    name: str = Field(unique=True)
+    role: str
+    digest: str = Field(unique=True)
+    last_used_at: dt.datetime | None = moment()
+    disabled: bool = False

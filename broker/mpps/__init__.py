@@ -1,0 +1,1 @@
+"""What was done: performed procedure steps."""

@@ -1,0 +1,1 @@
+"""The RIS and EHR side."""

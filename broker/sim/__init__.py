@@ -1,0 +1,1 @@
+"""A RIS, a modality and an EHR that speak the real protocols."""
