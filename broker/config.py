@@ -3,11 +3,19 @@
 Order: command line > environment (`BROKER_`, `__` nests, `*_FILE` reads a secret) > broker.toml > default."""
 
 import os
-import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
 
 from broker.errors import ConfigError
 
@@ -33,8 +41,6 @@ class Site(Section):
     @field_validator("timezone")
     @classmethod
     def _zone_exists(cls, value: str) -> str:
-        from zoneinfo import ZoneInfo
-
         try:
             ZoneInfo(value)
         except Exception:
@@ -46,10 +52,15 @@ class Dicom(Section):
     host: str = "127.0.0.1"
     port: int = 11112
     ae_title: str = Field(default="BROKER", min_length=1, max_length=16)
-    ae_aliases: list[str] = []
+    ae_aliases: Annotated[list[str], NoDecode] = []  # in the environment: separated by commas
     unknown_ae: Literal["reject", "accept"] = "reject"
     character_set: str = ""  # for nodes without one; empty: \ISO 2022 IR 87 with language ja, else ISO_IR 192
     issue_timezone: bool = False  # return (0008,0201) although the query does not ask for it
+
+    @field_validator("ae_aliases", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Hl7(Section):
@@ -121,11 +132,14 @@ class Limits(Section):
     database_wait_seconds_max: float = 10
     database_pool_connections: int = 40
     lease_seconds: float = 60
+    job_seconds_between: float = 2
     commit_batch_studies_max: int = 8
     stop_seconds_max: float = 30
 
 
-class Settings(Section):
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="forbid")
+
     data_dir: Path = Path("./data")
     database_url: str = ""
     archive_url: str = ""
@@ -138,6 +152,11 @@ class Settings(Section):
     mpps: Mpps = Mpps()
     reconcile: Reconcile = Reconcile()
     limits: Limits = Limits()
+
+    @classmethod
+    def settings_customise_sources(cls, *args: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is passed in: `load` asks the sources itself, so that it can say where a value came from."""
+        return (sources["init_settings"],)
 
     @property
     def database(self) -> str:
@@ -177,10 +196,37 @@ def _from_file(config_file: Path | None) -> dict[str, tuple[Any, str]]:
     if config_file is None and not path.exists():
         return {}
     try:
-        tree = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        path.read_text("utf-8")
+        tree = TomlConfigSettingsSource(Settings, path).toml_data
+    except (OSError, ValueError) as error:  # tomllib's errors are ValueErrors and name line and column
         raise ConfigError(str(path), f"cannot be read: {error}") from None
     return {name: (value, str(path)) for name, value in _flatten(tree)}
+
+
+def _from_environment() -> dict[str, tuple[Any, str]]:
+    secrets = {name for name in os.environ if name.startswith(PREFIX) and name.endswith("_FILE")} - {
+        f"{PREFIX}SITE_FILE"
+    }
+    known = {f"{PREFIX}{field.upper()}" for field in Settings.model_fields} | secrets | {f"{PREFIX}CONFIG"}
+    for variable in os.environ:
+        if variable.startswith(PREFIX) and variable.split("__")[0] not in known:
+            raise ConfigError(variable, "no such setting; broker config show lists them")
+    found = {
+        name: (value, _variable(name))
+        for name, value in _flatten(EnvSettingsSource(Settings)())
+        if f"{_variable(name)}" not in secrets
+    }
+    for variable in secrets:
+        try:
+            text = Path(os.environ[variable]).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(variable, f"cannot be read: {error}") from None
+        found[variable[len(PREFIX) : -len("_FILE")].lower().replace("__", ".")] = (text, variable)
+    return found
+
+
+def _variable(name: str) -> str:
+    return PREFIX + name.upper().replace(".", "__")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -188,24 +234,6 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     for name, value in tree.items():
         flat += _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
     return flat
-
-
-def _from_environment() -> dict[str, tuple[Any, str]]:
-    found: dict[str, tuple[Any, str]] = {}
-    for variable, value in os.environ.items():
-        if not variable.startswith(PREFIX):
-            continue
-        name = variable[len(PREFIX) :].lower().replace("__", ".")
-        if name in ("config",):
-            continue
-        if name.endswith("_file") and name != "site_file":
-            try:
-                value = Path(value).read_text("utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(variable, f"cannot read {value}: {error}") from None
-            name = name[: -len("_file")]
-        found[name] = ([item for item in value.split(",") if item] if name.endswith("aliases") else value, variable)
-    return found
 
 
 def _build(found: dict[str, tuple[Any, str]]) -> Settings:

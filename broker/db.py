@@ -3,8 +3,10 @@
 `run` replays the whole function when the database asks for it, so a service must be free of side effects other
 than rows. Every transaction ends by calling the finishers (status documents follow their rows, ADR 0005)."""
 
+import contextlib
 import datetime as dt
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,7 @@ REPLAYS_MAX = 8
 UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look; a third loss is a real conflict
 
 _engine: Engine | None = None
+_writing = threading.Lock()  # SQLite has one writer anyway; a queue in the process is fairer than its busy timeout
 _finishers: list[Callable[[Session], None]] = []
 _after_commit: list[Callable[[], None]] = []
 
@@ -58,6 +61,7 @@ def make_engine(url: str, *, pool: int = 40, wait_seconds: float = 10) -> Engine
             pool_size=pool,
             max_overflow=0,
             pool_timeout=wait_seconds,
+            hide_parameters=True,  # error texts would carry patient data
         )
         event.listen(engine, "connect", _sqlite_connect)
         event.listen(engine, "begin", _sqlite_begin)
@@ -68,6 +72,7 @@ def make_engine(url: str, *, pool: int = 40, wait_seconds: float = 10) -> Engine
         max_overflow=0,
         pool_timeout=wait_seconds,
         pool_pre_ping=True,
+        hide_parameters=True,
         connect_args={
             "options": f"-c lock_timeout={int(wait_seconds * 1000)} -c idle_in_transaction_session_timeout=60000"
             " -c timezone=UTC -c synchronous_commit=on"
@@ -132,7 +137,7 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run fn(session, …) as one transaction; replay it when the database asks us to."""
     for n in range(REPLAYS_MAX):
         try:
-            with Session(engine(), expire_on_commit=False) as session, session.begin():
+            with _turn(), Session(engine(), expire_on_commit=False) as session, session.begin():
                 result = fn(session, *args, **kwargs)
                 session.flush()
                 for finisher in _finishers:
@@ -147,6 +152,10 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
             log.get().info("db.replay", attempt=n + 1, kind=type(error.orig).__name__)
             time.sleep(random.random() * 0.01 * 2**n)  # noqa: S311  jitter: two losers must not meet again
     raise AssertionError("unreachable")
+
+
+def _turn() -> contextlib.AbstractContextManager[object]:
+    return _writing if is_sqlite() else contextlib.nullcontext()
 
 
 def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:

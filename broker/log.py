@@ -2,9 +2,23 @@
 
 import logging
 import sys
+import traceback
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+
+FRAMES_MAX = 8
+
+
+def _where_it_failed(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Type and frames of an exception. Not its text: a library's message may quote the value, that is the patient."""
+    if event.pop("exc_info", None):
+        kind, _, trace = sys.exc_info()
+        frames = traceback.extract_tb(trace)[-FRAMES_MAX:]
+        event["error"] = kind.__name__ if kind else ""
+        event["at"] = [f"{frame.filename.rpartition('broker/')[2]}:{frame.lineno} {frame.name}" for frame in frames]
+    return event
 
 
 def configure(level: str = "info", *, stream: Any = None) -> None:
@@ -12,7 +26,7 @@ def configure(level: str = "info", *, stream: Any = None) -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
+            _where_it_failed,
             structlog.processors.JSONRenderer(
                 ensure_ascii=True
             ),  # CR, LF, ESC and bidi leave as escapes (security V22)

@@ -7,11 +7,12 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 
-from broker import db, schema
+from broker import config, db, schema
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -88,3 +89,29 @@ def database(database_url: str) -> Iterator[None]:
     db.open_engine(database_url)
     yield
     db.close_engine()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> config.Settings:
+    """Every port free, studies settle in a moment, jobs run often."""
+    return make_settings(database_url, tmp_path)
+
+
+def make_settings(database_url: str, folder: Path) -> config.Settings:
+    settings = config.Settings(data_dir=folder / "data", database_url=database_url)
+    settings.dicom.port = settings.hl7.port = settings.http.port = 0
+    settings.reconcile.settle_seconds = 0.3
+    settings.limits.job_seconds_between = 0.2
+    settings.limits.staging_free_bytes_min = 1024 * 1024
+    return settings
+
+
+@pytest.fixture
+def broker(settings: config.Settings) -> Iterator[Any]:
+    """A running broker with the devices of the small world, and the simulators that talk to it."""
+    from tests.house import House
+
+    house = House(settings)
+    house.open()
+    yield house
+    house.close()

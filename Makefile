@@ -1,0 +1,53 @@
+# `make` lists what there is. Everything a target needs it installs itself (CONTRIBUTING.md, first hour).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+KILLS ?= 500
+SEED ?= 1
+PYTEST := $(BIN)/pytest
+
+.PHONY: help demo test lint unit wire hostile crash-short crash peers clean
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/ready: requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "ris-broker needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@
+
+demo: $(VENV)/ready  ## a broker with a simulated RIS, CT and EHR; ARGS=--once ends by itself
+	$(BIN)/broker demo $(ARGS)
+
+test: lint peers unit wire hostile crash-short  ## everything that must be green
+
+lint: $(VENV)/ready  ## ruff (lint and format) and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+peers:  ## the foreign DICOM client of the tests (DCMTK)
+	@command -v findscu >/dev/null 2>&1 && command -v dcmsend >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk >/dev/null; \
+	  else echo "the tests need DCMTK: apt-get install dcmtk" >&2; exit 1; fi; }
+
+unit: $(VENV)/ready  ## rules, tables, services on both databases, docs
+	$(PYTEST) tests/test_architecture.py tests/unit tests/service tests/docs
+
+wire: $(VENV)/ready peers  ## real sockets, foreign clients, exam stories, both databases
+	$(PYTEST) tests/wire tests/flow
+
+hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
+	$(PYTEST) tests/hostile
+
+crash-short: $(VENV)/ready  ## 40 kills, crash points, safety properties
+	$(PYTEST) tests/crash tests/safety
+
+crash: $(VENV)/ready  ## the long form: KILLS=500 SEED=1
+	$(BIN)/python -m tests.crash.storm --kills $(KILLS) --seed $(SEED)
+
+clean:  ## remove the environment
+	rm -rf $(VENV)

@@ -1,0 +1,190 @@
+"""What the site looks like: remote application entities, HL7 senders, tokens. Services over the tables of model/site."""
+
+import datetime as dt
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from sqlmodel import Session, col, select
+
+from broker import audit, clock, db, ids, log
+from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
+from broker.model.site import ApiToken, Node, Sender, UnknownPeer
+from broker.site_toml import MASK, Entry, NodeEntry, SenderEntry, TokenEntry, emit, parse, problem
+
+SiteRow = Node | Sender | ApiToken
+TABLES: dict[type[Entry], type[SiteRow]] = {NodeEntry: Node, SenderEntry: Sender, TokenEntry: ApiToken}
+SITE_FILE_BYTES_MAX = 16 * 1024**2
+
+E = TypeVar("E", bound=Entry)
+
+
+def nodes(session: Session) -> Sequence[Node]:
+    return session.exec(select(Node).order_by(col(Node.ae_title))).all()
+
+
+def senders(session: Session) -> Sequence[Sender]:
+    return session.exec(select(Sender).order_by(col(Sender.name))).all()
+
+
+def tokens(session: Session) -> Sequence[ApiToken]:
+    return session.exec(select(ApiToken).order_by(col(ApiToken.name))).all()
+
+
+def unknown_peers(session: Session, limit: int) -> Sequence[UnknownPeer]:
+    """Who knocked and was refused, the newest first."""
+    return session.exec(select(UnknownPeer).order_by(col(UnknownPeer.last_at).desc()).limit(limit)).all()
+
+
+def node(session: Session, ae_title: str) -> Node:
+    row = _the(session, NodeEntry, ae_title)
+    assert isinstance(row, Node)
+    return row
+
+
+def add_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    """`added`, or `unchanged` where that node exists as it is; DuplicateKey where it exists and differs."""
+    return _add(session, _entry(NodeEntry, ae_title=ae_title, **fields), now=now, actor=actor)
+
+
+def add_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    return _add(session, _entry(SenderEntry, name=name, **fields), now=now, actor=actor)
+
+
+def remove_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str) -> None:
+    _remove(session, NodeEntry, ae_title, now=now, actor=actor)
+
+
+def remove_sender(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
+    _remove(session, SenderEntry, name, now=now, actor=actor)
+
+
+def create_token(session: Session, name: str, role: str, *, now: dt.datetime, actor: str, secret: str = "") -> str:
+    """Its secret: the one given, or a new one. Only the hash is kept, so this is the last time it is seen."""
+    entry = _entry(TokenEntry, name=name, role=role)
+    if _find(session, entry, name) is not None:
+        raise DuplicateKey(f"token {name}", "exists already; take another name (broker token list shows them)")
+    secret = secret or ids.secret()
+    session.add(ApiToken(digest=token_digest(secret), **entry.model_dump()))
+    audit.record(session, "token.create", f"token:{name}", actor=actor, now=now, role=role)
+    return secret
+
+
+def disable_token(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
+    row = _the(session, TokenEntry, name)
+    assert isinstance(row, ApiToken)
+    _change(session, row, {"disabled": True}, f"token:{name}", now=now, actor=actor)
+
+
+def token_digest(secret: str) -> str:
+    """What is kept of a token. It has 256 random bits, so a plain hash is enough to make it useless."""
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def export(session: Session) -> str:
+    """The whole site as a site file, secrets masked."""
+    rows: list[SiteRow] = [*nodes(session), *senders(session), *tokens(session)]
+    kinds = {table: kind for kind, table in TABLES.items()}
+    return emit([_entry_of(kinds[type(row)], row) for row in rows])
+
+
+def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor: str) -> list[tuple[str, str]]:
+    """Make each entry so; what the file does not name stays. Gives (`node CT1`, what happened) for each: `added`,
+    `changed`, `unchanged`, or `missing`, a token that does not exist and whose secret is masked."""
+    return [(f"{entry.word} {entry.named}", _put(session, entry, now=now, actor=actor)) for entry in entries]
+
+
+def read_file(path: Path) -> list[Entry]:
+    try:
+        with path.open("rb") as file:
+            content = file.read(SITE_FILE_BYTES_MAX + 1)
+        if len(content) > SITE_FILE_BYTES_MAX:
+            raise ConfigError(str(path), f"is larger than {SITE_FILE_BYTES_MAX} bytes")
+        return parse(content.decode(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(path), f"cannot be read: {error}") from None
+
+
+def apply_file(path: Path) -> None:
+    """BROKER_SITE_FILE at start: all of it or nothing."""
+    entries = read_file(path)
+    for what, outcome in db.run(apply, entries, now=clock.now(), actor="site file"):
+        if outcome == "missing":  # nobody would see a secret that is made here
+            log.get().warning("site.token_without_secret", token=what, mend="broker token create")
+        elif outcome != "unchanged":
+            log.get().info("site.change", what=what, outcome=outcome)
+
+
+def _entry(kind: type[E], **fields: Any) -> E:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        name, sentence = problem(error)
+        raise InvalidValue(f"{kind.word} {name}".strip(), sentence) from None
+
+
+def _entry_of(kind: type[Entry], row: SiteRow) -> Entry:
+    return kind.model_validate(row.model_dump(include=set(kind.model_fields)))
+
+
+def _find(session: Session, kind: Entry | type[Entry], name: str) -> SiteRow | None:
+    table = TABLES[kind if isinstance(kind, type) else type(kind)]
+    return session.exec(select(table).where(getattr(table, kind.key) == name)).first()
+
+
+def _the(session: Session, kind: type[Entry], name: str) -> SiteRow:
+    row = _find(session, kind, name)
+    if row is None:
+        raise UnknownKey(f"{kind.word} {name}", f"is not known here; broker {kind.word} list shows those that are")
+    return row
+
+
+def _remove(session: Session, kind: type[Entry], name: str, *, now: dt.datetime, actor: str) -> None:
+    session.delete(_the(session, kind, name))
+    audit.record(session, "site.change", f"{kind.word}:{name}", actor=actor, now=now, change="removed")
+
+
+def _add(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
+    row = _find(session, entry, entry.named)
+    if row is not None and _differences(row, entry.model_dump()):
+        raise DuplicateKey(
+            f"{entry.word} {entry.named}", f"exists already with other settings; broker {entry.word} remove it first"
+        )
+    return _put(session, entry, now=now, actor=actor)
+
+
+def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
+    """Afterwards the row is what the entry says; what the entry leaves out is at its default."""
+    subject, values = f"{entry.word}:{entry.named}", entry.model_dump()
+    row = _find(session, entry, entry.named)
+    if isinstance(entry, TokenEntry) and entry.secret != MASK:
+        values["digest"] = token_digest(entry.secret)
+    if row is not None:
+        return _change(session, row, values, subject, now=now, actor=actor)
+    if isinstance(entry, TokenEntry) and entry.secret == MASK:
+        return "missing"
+    session.add(TABLES[type(entry)](**values))
+    audit.record(session, "site.change", subject, actor=actor, now=now, change="added")
+    return "added"
+
+
+def _change(
+    session: Session, row: SiteRow, values: dict[str, Any], subject: str, *, now: dt.datetime, actor: str
+) -> str:
+    changes = _differences(row, values)
+    if not changes:
+        return "unchanged"
+    for column, (_, new) in changes.items():
+        setattr(row, column, new)
+    session.add(row)
+    audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=changes)
+    return "changed"
+
+
+def _differences(row: SiteRow, values: dict[str, Any]) -> dict[str, list[Any]]:
+    """Column -> [before, after]."""
+    return {
+        column: [getattr(row, column), value] for column, value in values.items() if getattr(row, column) != value
+    }
