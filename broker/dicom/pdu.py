@@ -1,11 +1,10 @@
-"""PDUs on a blocking socket (PS3.8 9.3): read with a deadline and a cap that is checked before anything is allocated."""
+"""PDUs on a blocking socket (PS3.8 9.3): read with a deadline, and a cap checked before anything is allocated."""
 
+import contextlib
 import socket
 import struct
 import time
 from collections.abc import Iterator
-
-from broker.errors import BrokerError, Unreadable
 
 ASSOCIATE_RQ, ASSOCIATE_AC, ASSOCIATE_RJ, P_DATA, RELEASE_RQ, RELEASE_RP, ABORT = 1, 2, 3, 4, 5, 6, 7
 HEADER_BYTES = 6
@@ -50,10 +49,9 @@ class Wire:
     def waiting(self) -> bool:
         """Whether a whole PDU is here already; takes what the socket has without waiting."""
         self._drop_used()
-        try:
-            self._receive(len(self._buffer) - self._have or 4096, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
+        self.sock.settimeout(0)
+        with contextlib.suppress(BlockingIOError):
+            self._receive(len(self._buffer) - self._have or 4096)
         if self._have < HEADER_BYTES:
             return False
         length: int = struct.unpack_from(">I", self._buffer, 2)[0]
@@ -81,17 +79,17 @@ class Wire:
                 raise Gone("deadline")
             self.sock.settimeout(left)
             try:
-                self._receive(wanted - self._have, 0)
+                self._receive(wanted - self._have)
             except TimeoutError:
                 raise Gone("deadline") from None
 
-    def _receive(self, at_least: int, flags: int) -> None:
+    def _receive(self, at_least: int) -> None:
         if len(self._buffer) - self._have < at_least:
             grown = bytearray(min(self.bytes_max, max(2 * len(self._buffer), self._have + at_least)) + 64 * 1024)
             grown[: self._have] = self._buffer[: self._have]
             self._buffer = grown
         try:
-            got = self.sock.recv_into(memoryview(self._buffer)[self._have :], 0, flags)
+            got = self.sock.recv_into(memoryview(self._buffer)[self._have :])
         except (BlockingIOError, TimeoutError):
             raise
         except OSError as error:
@@ -135,7 +133,3 @@ def release_reply() -> bytes:
 
 def abort(reason: int = NOT_SPECIFIED) -> bytes:
     return struct.pack(">BBIBBBB", ABORT, 0, 4, 0, 0, 2, reason)
-
-
-def too_large(what: str) -> BrokerError:
-    return Unreadable(what, "is larger than its limit")
