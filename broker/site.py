@@ -185,6 +185,4 @@ def _change(
 
 def _differences(row: SiteRow, values: dict[str, Any]) -> dict[str, list[Any]]:
     """Column -> [before, after]."""
-    return {
-        column: [getattr(row, column), value] for column, value in values.items() if getattr(row, column) != value
-    }
+    return {column: [getattr(row, column), value] for column, value in values.items() if getattr(row, column) != value}

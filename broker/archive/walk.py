@@ -147,9 +147,7 @@ class Walk:
             raise Unreadable(_at(offset), f"{_name(tag)} has no length")
         return stop
 
-    def _items(
-        self, position: int, stop: int, end: int | None, encoding: Encoding, depth: int, count: _Count
-    ) -> Steps:
+    def _items(self, position: int, stop: int, end: int | None, encoding: Encoding, depth: int, count: _Count) -> Steps:
         if depth >= self._limits.header_depth_max:
             raise Unreadable(_at(position), f"nested deeper than {self._limits.header_depth_max} (header_depth_max)")
         while position != stop or end:

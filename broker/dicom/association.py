@@ -1,7 +1,7 @@
 """One association: PDUs in, requests to services, answers out (PS3.7, PS3.8). One thread each."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from broker import log
@@ -53,10 +53,10 @@ class Association:
     def _take(self, kind: int, body: memoryview, serve: Callable[[Context, Command, bytes, Sink | None], None]) -> bool:
         """Work on one PDU; False when the association is over."""
         if kind == pdu.P_DATA:
-            for context_id, is_command, is_last, data in pdu.fragments(body):
-                message = self._assembler.add(context_id, is_command, is_last, data)
-                if message:
-                    serve(*message)
+            # Served after the loop: a service that looks for a C-CANCEL reads on, and `body` is gone then.
+            messages = [self._assembler.add(*fragment) for fragment in pdu.fragments(body)]
+            for message in filter(None, messages):
+                serve(*message)
             return True
         if kind == pdu.RELEASE_RQ:
             self.wire.send(pdu.release_reply())
@@ -252,8 +252,3 @@ class Drain:
 
     def abort(self) -> None:
         return
-
-
-def single(response: Response) -> Iterable[Response]:
-    """For services that give one answer."""
-    return (response,)

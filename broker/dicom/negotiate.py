@@ -1,4 +1,4 @@
-"""A-ASSOCIATE (PS3.8 9.3.2–9.3.4, PS3.7 D.3): who may come in, and with which contexts. pynetdicom's codec does the items.
+"""A-ASSOCIATE (PS3.8 9.3.2–9.3.4, PS3.7 D.3): who may come in, with which contexts. The items are pynetdicom's.
 
 A device repeats its request byte for byte, so answers are cached by those bytes."""
 

@@ -28,6 +28,8 @@ class NodeInfo:
 
     pk: int
     ae_title: str
+    host: str
+    any_address: bool
     device: str
     rights: frozenset[str]
     character_set: str

@@ -40,9 +40,7 @@ def apply(session: Session, command: PatientCommand, *, now: dt.datetime, actor:
     return patient
 
 
-def for_order(
-    session: Session, person: PersonCommand, *, now: dt.datetime, actor: str
-) -> tuple[Patient, list[str]]:
+def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, actor: str) -> tuple[Patient, list[str]]:
     """The patient of an order, locked, and where the order contradicts what is known.
 
     An order creates a patient or fills what is empty; it never overwrites (reconciliation.md 3.3), and while it
@@ -71,7 +69,9 @@ def _locked(session: Session, person: PersonCommand) -> Patient | None:
         if found := find(session, identifier.value, identifier.issuer):
             patient = db.lock(session, Patient, found.key)
             # A merge may have been committed between the look and the lock.
-            return patient if patient.merged_into is None else db.lock(session, Patient, survivor(session, found.key).key)
+            return (
+                patient if patient.merged_into is None else db.lock(session, Patient, survivor(session, found.key).key)
+            )
     return None
 
 
