@@ -182,12 +182,8 @@ def _prepare(sock: socket.socket) -> None:
     """A dead peer frees its slot within 180 s, and small answers leave at once."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, value in (
-        ("TCP_KEEPIDLE", 60),
-        ("TCP_KEEPINTVL", 10),
-        ("TCP_KEEPCNT", 6),
-        ("TCP_USER_TIMEOUT", 120_000),
-    ):
+    timers = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
+    for option, value in timers.items():
         if hasattr(socket, option):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
