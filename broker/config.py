@@ -109,7 +109,6 @@ class Limits(Section):
     header_text_bytes_max: int = 1024 * 1024
     header_seconds_max: float = 5
     worklist_matches_max: int = 500
-    worklist_name_wildcards_max: int = 8
     offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
     mllp_connections_max: int = 64
     mllp_connections_per_address_max: int = 16

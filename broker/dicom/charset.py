@@ -122,7 +122,7 @@ def _encode(text: str, charsets: Sequence[str], delimiters: str) -> bytes:
             active = dict(initial)
             out += char.encode("ascii")
             continue
-        for slot, escape, encoder in sorted(every, key=lambda one: active.get(one[0]) != one[1]):
+        for slot, escape, encoder in sorted(every, key=lambda one: active.get(one[0]) != one[1]):  # noqa: B007
             if (data := encoder(char)) is not None:
                 break
         else:
@@ -144,8 +144,8 @@ def _decode(value: bytes, charsets: Sequence[str], delimiters: str) -> str:
         byte = value[at]
         if byte == ESC:
             escape = next((known for known in _ESCAPES if value.startswith(known, at)), b"")
-                if not escape:
-                    raise KeyError("an escape that no set has")
+            if not escape:
+                raise KeyError("an escape that no set has")
             active[1 if escape in _G1 else 0] = escape
             at += len(escape)
             continue

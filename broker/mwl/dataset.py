@@ -1,0 +1,109 @@
+"""The worklist item: made from the rows once per change (PS3.4 Table K.6-1, conformance.md 1.2)."""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydicom.datadict import tag_for_keyword
+
+from broker.dicom import tree
+from broker.dicom.tree import Tree
+from broker.errors import MissingField
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.patients import Patient, PatientIdentifier
+
+STEP_SEQUENCE = 0x00400100
+TYPE_1 = ("PatientName", "PatientID", "StudyInstanceUID", "RequestedProcedureID")
+STEP_TYPE_1 = (
+    "ScheduledStationAETitle", "ScheduledProcedureStepStartDate", "ScheduledProcedureStepStartTime", "Modality",
+    "ScheduledProcedureStepID",
+)  # fmt: skip
+
+
+def build(
+    patient: Patient,
+    identifiers: Sequence[PatientIdentifier],
+    order: ImagingOrder,
+    procedure: RequestedProcedure,
+    step: ScheduledStep,
+    stations: Sequence[str],
+) -> Tree:
+    """Every attribute that the rows can fill. Raises MissingField where one of type 1 has no value: such a step is no
+    valid worklist item (conformance.md 1.3, 7)."""
+    leading, others = (identifiers[0], identifiers[1:]) if identifiers else (None, ())
+    item: dict[str, Any] = {
+        **patient.attributes, **order.attributes, **procedure.attributes,
+        "PatientName": patient.name,
+        "PatientID": leading.value if leading else "",
+        "IssuerOfPatientID": leading.issuer if leading else "",
+        "OtherPatientIDsSequence": [
+            {"PatientID": other.value, "IssuerOfPatientID": other.issuer, "TypeOfPatientID": "TEXT"} for other in others
+        ],
+        "PatientBirthDate": patient.birth_date,
+        "PatientSex": patient.sex,
+        "AccessionNumber": order.accession_number,
+        "IssuerOfAccessionNumberSequence": _entity(order.accession_issuer),
+        "RequestedProcedurePriority": order.priority,
+        "RequestedProcedureID": procedure.requested_procedure_id,
+        "RequestedProcedureDescription": procedure.description,
+        "RequestedProcedureCodeSequence": _code(procedure),
+        "StudyInstanceUID": procedure.study_instance_uid,
+        "PlacerOrderNumberImagingServiceRequest": procedure.placer_number,
+        "OrderPlacerIdentifierSequence": _entity(procedure.placer_issuer),
+        "FillerOrderNumberImagingServiceRequest": procedure.filler_number,
+        "OrderFillerIdentifierSequence": _entity(procedure.filler_issuer),
+    }  # fmt: skip
+    scheduled: dict[str, Any] = {
+        **step.attributes,
+        "ScheduledStationAETitle": list(stations),
+        "ScheduledProcedureStepStartDate": step.start_date,
+        "ScheduledProcedureStepStartTime": step.start_time,
+        "Modality": step.modality,
+        "ScheduledProcedureStepID": step.sps_id,
+        "ScheduledProcedureStepDescription": step.description,
+    }
+    for names, values in ((TYPE_1, item), (STEP_TYPE_1, scheduled)):
+        for name in names:
+            if not values[name]:
+                raise MissingField(name)
+    return {**to_tree(item), STEP_SEQUENCE: ("SQ", [to_tree(scheduled)])}
+
+
+def encode_item(item: Tree) -> bytes:
+    """Explicit VR Little Endian and UTF-8: what ScheduledStep.dataset holds."""
+    return tree.write({**item, tree.CHARSET: ("CS", "ISO_IR 192")}, tree.EXPLICIT_LE, ("ISO_IR 192",))
+
+
+def to_tree(values: Mapping[str, Any]) -> Tree:
+    """From DICOM keywords. A list of mappings is a sequence, another list a multiple value; empty ones are left out."""
+    made: Tree = {}
+    for keyword, value in values.items():
+        tag = tag_for_keyword(keyword)
+        assert tag is not None, f"{keyword} is no DICOM keyword"
+        if value in ("", None, []):
+            continue
+        made[tag] = _element(tree.vr_of(tag), value)
+    return made
+
+
+def _element(vr: str, value: Any) -> tuple[str, str | bytes | list[Tree]]:
+    if vr == "SQ":
+        return "SQ", [to_tree(each) for each in value]
+    if vr == "US":
+        return "US", struct.pack("<H", int(value))
+    return vr, "\\".join(value) if isinstance(value, list) else str(value)
+
+
+def _code(procedure: RequestedProcedure) -> list[dict[str, str]]:
+    if not procedure.code_value:
+        return []
+    code = {
+        "CodeValue": procedure.code_value,
+        "CodingSchemeDesignator": procedure.code_scheme,
+        "CodeMeaning": procedure.code_meaning,
+    }
+    return [code]
+
+
+def _entity(issuer: str) -> list[dict[str, str]]:
+    return [{"LocalNamespaceEntityID": issuer}] if issuer else []
