@@ -165,7 +165,7 @@ def _filled_name(known: str, said: str) -> str:
 
 
 def _groups(name: str) -> list[str]:
-    return (name.split("=") + ["", "", ""])[:3]
+    return [*name.split("="), "", "", ""][:3]
 
 
 # Merges

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Select
 from sqlmodel import Session, col, select
 
 from broker.config import Limits
@@ -117,7 +116,7 @@ def _item(dataset: bytes, status: str) -> Tree:
 
 
 def check(query: Tree) -> bool:
-    """Whether every key is supported. Raises InvalidValue for what is no worklist identifier (conformance.md 1.3, 2)."""
+    """Whether every key is supported. InvalidValue for what is no worklist identifier (conformance.md 1.3)."""
     if QUERY_LEVEL in query:
         raise InvalidValue("(0008,0052)", "has no place in a worklist query", tags=(QUERY_LEVEL,))
     steps = query.get(STEP_SEQUENCE, ("SQ", []))[1]
@@ -220,7 +219,7 @@ def _fitting(text: str, sets: Sequence[str], vr: str) -> str:
 
 def listing(session: Session, ae_title: str | None, limit: int) -> list[dict[str, Any]]:
     """What that device (None: any) gets now, for people: in the record's own characters."""
-    statement: Select[Any] = (
+    statement: Any = (
         select(ScheduledStep, ImagingOrder)
         .where(ScheduledStep.order_pk == ImagingOrder.pk)
         .where(col(ScheduledStep.offerable), col(ScheduledStep.status).in_(SHOWN))
@@ -231,7 +230,7 @@ def listing(session: Session, ae_title: str | None, limit: int) -> list[dict[str
         offered = select(ScheduledStation.step_pk).where(ScheduledStation.ae_title == ae_title)
         statement = statement.where(col(ScheduledStep.pk).in_(offered))
     rows = []
-    for step, order in session.exec(statement):  # type: ignore[call-overload]
+    for step, order in session.exec(statement):
         item = _item(step.dataset, step.status)
         stations = session.exec(
             select(ScheduledStation.ae_title)
@@ -247,6 +246,10 @@ def listing(session: Session, ae_title: str | None, limit: int) -> list[dict[str
             }
         )  # fmt: skip
     return rows
+
+
+def can_answer_in(setting: str) -> bool:
+    return bool(setting) and charset.supported(charset.terms(setting))
 
 
 def offset_of(zone: dt.tzinfo, now: dt.datetime) -> str:

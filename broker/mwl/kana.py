@@ -1,0 +1,77 @@
+"""Kana to romaji (Hepburn) and between the scripts; which script a text is in."""
+
+import unicodedata
+from typing import Literal
+
+VERSION = "1"
+PAIRS = {
+    "キャ": "KYA", "キュ": "KYU", "キョ": "KYO", "シャ": "SHA", "シュ": "SHU", "ショ": "SHO", "チャ": "CHA", "チュ": "CHU",
+    "チョ": "CHO", "ニャ": "NYA", "ニュ": "NYU", "ニョ": "NYO", "ヒャ": "HYA", "ヒュ": "HYU", "ヒョ": "HYO", "ミャ": "MYA",
+    "ミュ": "MYU", "ミョ": "MYO", "リャ": "RYA", "リュ": "RYU", "リョ": "RYO", "ギャ": "GYA", "ギュ": "GYU", "ギョ": "GYO",
+    "ジャ": "JA", "ジュ": "JU", "ジョ": "JO", "ビャ": "BYA", "ビュ": "BYU", "ビョ": "BYO", "ピャ": "PYA", "ピュ": "PYU",
+    "ピョ": "PYO", "ファ": "FA", "フィ": "FI", "フェ": "FE", "フォ": "FO", "ティ": "TI", "ディ": "DI", "ウィ": "WI",
+    "ウェ": "WE", "ヴァ": "VA", "ヴィ": "VI", "ヴェ": "VE", "ヴォ": "VO", "シェ": "SHE", "ジェ": "JE", "チェ": "CHE",
+    "デュ": "DYU", "トゥ": "TU", "ドゥ": "DU", "ヂャ": "JA", "ヂュ": "JU", "ヂョ": "JO",
+}  # fmt: skip
+SINGLE = dict(
+    zip(
+        "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワヰヱヲンガギグゲゴザジズゼゾダヂヅデドバビブベボ"
+        "パピプペポヴァィゥェォャュョヮ",
+        ["A", "I", "U", "E", "O", "KA", "KI", "KU", "KE", "KO", "SA", "SHI", "SU", "SE", "SO", "TA", "CHI", "TSU", "TE", "TO", "NA", "NI", "NU", "NE", "NO", "HA", "HI", "FU", "HE", "HO", "MA", "MI", "MU", "ME", "MO", "YA", "YU", "YO", "RA", "RI", "RU", "RE", "RO", "WA", "I", "E", "O", "N", "GA", "GI", "GU", "GE", "GO", "ZA", "JI", "ZU", "ZE", "ZO", "DA", "JI", "ZU", "DE", "DO", "BA", "BI", "BU", "BE", "BO", "PA", "PI", "PU", "PE", "PO", "VU", "A", "I", "U", "E", "O", "YA", "YU", "YO", "WA"],
+        strict=True,
+    )
+)
+
+
+def katakana(text: str) -> str:
+    """Full-width katakana; what is no kana stays."""
+    wide = unicodedata.normalize("NFKC", text)
+    return "".join(chr(ord(c) + 0x60) if "ぁ" <= c <= "ゖ" else c for c in wide)
+
+
+def hiragana(text: str) -> str:
+    return "".join(chr(ord(c) - 0x60) if "ァ" <= c <= "ヶ" else c for c in katakana(text))
+
+
+def romanise(text: str, *, long_vowels: bool = False) -> str:
+    """タロウ -> TARO, with long_vowels TAROU. What is no kana stays."""
+    source = katakana(text)
+    out: list[str] = []
+    double, at = False, 0
+    while at < len(source):
+        char, pair = source[at], source[at : at + 2]
+        if char == "ッ":
+            double, at = True, at + 1
+            continue
+        if char == "ー":
+            at += 1
+            continue
+        sound = PAIRS.get(pair) or SINGLE.get(char, char)
+        at += 2 if pair in PAIRS else 1
+        if double:
+            sound = ("T" if sound.startswith("CH") else sound[:1]) + sound
+            double = False
+        if sound[:1] in ("B", "M", "P") and out and out[-1] == "N":
+            out[-1] = "M"  # Hepburn as in passports: NAMBA
+        out.append(sound)
+    joined = "".join(out)
+    return joined if long_vowels else _short(joined)
+
+
+def _short(text: str) -> str:
+    """Passport style: long O and U are written once."""
+    for long, short in (("OU", "O"), ("OO", "O"), ("UU", "U")):
+        text = text.replace(long, short)
+    return text
+
+
+def script(text: str) -> Literal["A", "I", "P", ""]:
+    """XPN.8 by content: an ideograph makes it I, only kana P, only ASCII A."""
+    letters = [c for c in text if not c.isspace() and c not in "^=&"]
+    if not letters:
+        return ""
+    if any("\u3400" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" or ord(c) >= 0x20000 or c == "々" for c in letters):
+        return "I"
+    if any("\u3040" <= c <= "\u30ff" or "｡" <= c <= "ﾟ" for c in letters):
+        return "P"
+    return "A"

@@ -1,0 +1,92 @@
+"""What each device was shown, written within a second after the answer (detectors D3, D9, D10 live on it)."""
+
+import datetime as dt
+import threading
+from collections.abc import Iterable, Sequence
+
+from sqlmodel import Session, col, select
+
+from broker import db, log
+from broker.config import Settings
+from broker.model.orders import OfferedItem, ScheduledStep
+
+FLUSH_SECONDS = 0.5
+Key = tuple[str, int, int]  # AE title, step, version
+
+
+class Recorder:
+    """Collects offers and writes them together. Bounded: when it is full, whoever offers writes first."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pending: dict[Key, tuple[dt.datetime, dt.datetime, int]] = {}
+        self._max = settings.limits.offer_queue_max
+        self._lock, self._writing, self._stopping = threading.Lock(), threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.flush()
+
+    def note(self, ae_title: str, items: Iterable[tuple[int, int]], at: dt.datetime) -> None:
+        """items: (step, version)."""
+        with self._lock:
+            for step_pk, version in items:
+                first, _, times = self._pending.get((ae_title, step_pk, version), (at, at, 0))
+                self._pending[ae_title, step_pk, version] = (first, at, times + 1)
+            full = len(self._pending) >= self._max
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        with self._writing:
+            with self._lock:
+                batch, self._pending = self._pending, {}
+            if not batch:
+                return
+            try:
+                db.run(_write, batch)
+            except Exception:
+                with self._lock:
+                    self._pending = {**batch, **self._pending}
+                raise
+
+    def _run(self) -> None:
+        while not self._stopping.wait(FLUSH_SECONDS):
+            try:
+                self.flush()
+            except Exception:  # kept, and written at the next turn
+                log.get().exception("offers.write")
+
+
+def _write(session: Session, batch: dict[Key, tuple[dt.datetime, dt.datetime, int]]) -> None:
+    steps = {step_pk for _, step_pk, _ in batch}
+    alive = set(session.exec(select(ScheduledStep.pk).where(col(ScheduledStep.pk).in_(steps))).all())
+    known = {
+        (row.ae_title, row.step_pk, row.version): row
+        for row in session.exec(select(OfferedItem).where(col(OfferedItem.step_pk).in_(steps)))
+    }
+    for (ae_title, step_pk, version), (first, last, times) in sorted(batch.items()):
+        row = known.get((ae_title, step_pk, version))
+        if row is not None:
+            row.last_at, row.times = max(row.last_at, last), row.times + times
+        elif step_pk in alive:
+            row = OfferedItem(
+                ae_title=ae_title, step_pk=step_pk, version=version, first_at=first, last_at=last, times=times
+            )
+        if row is not None:
+            session.add(row)
+
+
+def versions_offered(session: Session, ae_titles: Sequence[str], step_pk: int) -> list[OfferedItem]:
+    """What these AE titles (one device) were shown of the step, oldest first."""
+    return list(
+        session.exec(
+            select(OfferedItem)
+            .where(col(OfferedItem.ae_title).in_(ae_titles), OfferedItem.step_pk == step_pk)
+            .order_by(col(OfferedItem.first_at))
+        ).all()
+    )
