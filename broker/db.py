@@ -23,6 +23,7 @@ from broker import log
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=SQLModel)
+R = TypeVar("R", bound=SQLModel)
 REPLAYS_MAX = 8
 UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look; a third loss is a real conflict
 
@@ -165,6 +166,12 @@ def lock(session: Session, table: type[R], pk: int) -> R:
         .with_for_update()
         .execution_options(populate_existing=True)
     ).one()
+
+
+def lock(session: Session, table: type[R], pk: int) -> R:
+    """The row as it is now, ours until the transaction ends. Lock in the order patient, order, study."""
+    query = select(table).where(table.pk == pk).with_for_update()  # type: ignore[attr-defined]
+    return session.exec(query.execution_options(populate_existing=True)).one()
 
 
 def _turn() -> contextlib.AbstractContextManager[object]:

@@ -15,6 +15,14 @@ FORMS = str.maketrans(
     "邊邉齋齊斎澤廣國櫻嶋島曾條濱龍瀧黒禮惠榮壽藏萬與圓會學實眞",
     "辺辺斉斉斉沢広国桜島島曽条浜竜滝黒礼恵栄寿蔵万与円会学実真",
 )
+# Other romanisations (Kunrei, long vowels) -> passport style.
+SPELLINGS = [
+    (re.compile(pattern), short)
+    for pattern, short in (
+        ("OH(?![AIUEO])|OU|OO", "O"), ("UU", "U"), ("SI", "SHI"), ("TI", "CHI"), ("TU", "TSU"), ("(?<![SC])HU", "FU"),
+        ("ZI", "JI"), ("SY", "SH"), ("TY", "CH"), ("[ZJ]Y", "J"), ("M(?=[BMP])", "N"),
+    )
+]  # fmt: skip
 LONG = re.compile(r"[ー－―‐\-~〜ｰ]")
 
 
@@ -74,11 +82,9 @@ def _romaji(part: str) -> str:
     text = kana.romanise(part).upper()
     if not text.isascii():
         return text
-    for long, short in (("OH", "O"), ("OU", "O"), ("OO", "O"), ("UU", "U"), ("SI", "SHI"), ("TI", "CHI"), ("TU", "TSU"),
-                        ("HU", "FU"), ("ZI", "JI"), ("SYA", "SHA"), ("SYU", "SHU"), ("SYO", "SHO"), ("TYA", "CHA"),
-                        ("ZYU", "JU"), ("ZYO", "JO"), ("SHSHI", "SSHI"), ("MB", "NB"), ("MP", "NP"), ("MM", "NM")):  # fmt: skip
-        text = re.sub(rf"(?<![SC]){long}(?![AIUEO])" if long == "OH" else long, short, text)
-    return text.replace("SSHI", "SHI") if "SHSHI" in text else text
+    for spelling, short in SPELLINGS:
+        text = spelling.sub(short, text)
+    return text
 
 
 def _swapped(x: Parts, y: Parts) -> bool:

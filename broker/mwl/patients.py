@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from broker import audit, db
+from broker import audit, db, outbox
 from broker.errors import DuplicateKey, InvalidValue, MissingField
 from broker.model.images import Study
 from broker.model.orders import ImagingOrder, ScheduledStep
@@ -218,6 +218,8 @@ def _move(session: Session, prior: Patient, patient: Patient) -> dict[str, list[
             row.patient_pk = patient.key
             session.add(row)
             moved[kind].append(row.key)
+    for order_pk in moved["orders"]:
+        outbox.touch(session, order_pk)  # ended ones, too: a status document names the patient's identifier
     session.flush()
     return moved
 
@@ -241,14 +243,13 @@ def _claim(session: Session, identifier: Identifier, patient: Patient, *, retire
 
 
 def _rebuild(session: Session, patient_pk: int, *, now: dt.datetime) -> None:
-    """Encode every open item of the patient again. An order without one shows nothing that could have changed but
-    its patient, which `items.rebuild` notes as well."""
+    """Encode the items of every order of the patient that still has a live step."""
     orders = session.exec(
-        select(ImagingOrder.pk)
-        .where(ImagingOrder.patient_pk == patient_pk)
-        .where(select(ScheduledStep.pk).where(ScheduledStep.order_pk == ImagingOrder.pk).exists())
-        .order_by(col(ImagingOrder.pk))
+        select(ScheduledStep.order_pk)
+        .join(ImagingOrder, col(ScheduledStep.order_pk) == col(ImagingOrder.pk))
+        .where(ImagingOrder.patient_pk == patient_pk, col(ScheduledStep.status).in_(items.LIVE))
+        .distinct()
+        .order_by(col(ScheduledStep.order_pk))
     ).all()
     for order_pk in orders:
-        assert order_pk is not None
         items.rebuild(session, order_pk, now=now)
