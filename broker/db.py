@@ -23,7 +23,6 @@ from broker import log
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R", bound=SQLModel)
-R = TypeVar("R", bound=SQLModel)
 REPLAYS_MAX = 8
 UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look; a third loss is a real conflict
 
@@ -154,18 +153,6 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
             log.get().info("db.replay", attempt=n + 1, kind=type(error.orig).__name__)
             time.sleep(random.random() * 0.01 * 2**n)  # noqa: S311  jitter: two losers must not meet again
     raise AssertionError("unreachable")
-
-
-def lock(session: Session, table: type[R], pk: int) -> R:
-    """The row, newest state, locked until the transaction ends (SQLite's one writer needs no row lock).
-
-    Order of locks: patient, order, study (architecture.md 7)."""
-    return session.exec(
-        select(table)
-        .where(table.pk == pk)  # type: ignore[attr-defined]
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).one()
 
 
 def lock(session: Session, table: type[R], pk: int) -> R:

@@ -40,7 +40,7 @@ def apply(
     site: Site,
     message_pk: int | None = None,
 ) -> ImagingOrder:
-    """Do what ORC-1 says. Raises DuplicateKey where it contradicts what is known, UnknownKey for an order never heard of.
+    """Do what ORC-1 says. DuplicateKey where it contradicts what is known, UnknownKey for an order never heard of.
 
     The same command again changes nothing; one older than the last applied changes nothing either."""
     cause = Cause(now, actor, site, message_pk)
@@ -134,8 +134,8 @@ def _make_procedure(
         filler_number=wanted.filler_number,
         filler_issuer=wanted.filler_issuer,
         attributes=_present(wanted.attributes),
-        **{name: getattr(wanted, name) or "" for name in PROCEDURE_FIELDS},
     )
+    _set_fields(row, wanted, PROCEDURE_FIELDS)
     session.add(row)
     session.flush()
     return row
@@ -156,8 +156,8 @@ def _make_step(
         status_at=cause.now,
         accession_number=order.accession_number,
         attributes=_present(wanted.attributes),
-        **{name: getattr(wanted, name) or "" for name in STEP_FIELDS},
     )
+    _set_fields(step, wanted, STEP_FIELDS)
     session.add(step)
     session.flush()
     _set_stations(session, step, wanted.station_ae_titles or ())
@@ -261,7 +261,7 @@ def _cancel(session: Session, command: OrderCommand, cause: Cause) -> ImagingOrd
 
 
 def _mentioned(session: Session, order: ImagingOrder, wanted: Sequence[ProcedureCommand]) -> Sequence[ScheduledStep]:
-    """The steps that the command names; of a procedure named without steps, all; without procedures, all of the order."""
+    """The steps that the command names: all of a procedure named without steps, all of the order without procedures."""
     query = select(ScheduledStep).where(ScheduledStep.order_pk == order.pk).order_by(col(ScheduledStep.pk))
     steps = session.exec(query.with_for_update()).all()
     chosen = set()
