@@ -56,7 +56,7 @@ def _japanese(raw: bytes, terms: tuple[str, ...]) -> tuple[str, bool]:
             vendor = vendor or any(pair[0] - 0x20 in VENDOR_ROWS for pair in pairs)
             parts.append("".join(map(_kanji, pairs)))
             at = run.end()
-            if not raw[at:].startswith(b"\x1b"):
+            if not raw.startswith(b"\x1b", at):
                 raise Unreadable("")  # the run ends in half a character, or the message inside it
         parts.append(_plain(raw[at:], terms))
     except (Unreadable, UnicodeDecodeError):

@@ -128,8 +128,8 @@ def _segment(line: str, delimiters: str, limits: Limits, number: int) -> Segment
         fields.insert(1, delimiters[0])
     for limit, what, found in (
         (limits.mllp_fields_max, "fields", len(fields)),
-        (limits.mllp_repetitions_max, "repetitions", max(map(lambda f: f.count(delimiters[2]), fields)) + 1),
-        (limits.mllp_components_max, "components", max(map(lambda f: f.count(delimiters[1]), fields)) + 1),
+        (limits.mllp_repetitions_max, "repetitions", max(f.count(delimiters[2]) for f in fields) + 1),
+        (limits.mllp_components_max, "components", max(f.count(delimiters[1]) for f in fields) + 1),
     ):
         if found > limit and not (name == "OBX" or (name == "MSH" and what != "fields")):
             raise InvalidValue(name, f"has more than {limit} {what}", err="102")
