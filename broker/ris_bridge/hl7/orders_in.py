@@ -3,6 +3,7 @@
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -128,10 +129,7 @@ def _procedure_of_obr(group: list[Segment], orc: Segment, obr: Segment, site: Si
     """ORM and OMG: each ORC/OBR pair is one step; pairs with one OBR-19 are one procedure."""
     number = required(obr, 19, "Requested Procedure ID", SH_MAX)
     zds = next((segment for segment in group if segment.name == "ZDS"), None)
-    if zds is not None:
-        study_uid = required(zds, 1, "Study Instance UID", None)
-    else:  # none given: one per procedure, the same at each repetition
-        study_uid = ids.derived_uid(site.uid_root, orc.get(2), orc.get(2, 2), orc.get(3), orc.get(3, 2), number)
+    study_uid = required(zds, 1, "Study Instance UID", None) if zds else ""  # empty: one is made with the order
     start = start_of(group, orc, obr, site)
     step = StepCommand(
         sps_id=required(obr, 20, "Scheduled Procedure Step ID", SH_MAX),
@@ -153,7 +151,7 @@ def _procedure_of_obr(group: list[Segment], orc: Segment, obr: Segment, site: Si
 def procedure_command(
     group: list[Segment], orc: Segment, obr: Segment, number: str, study_uid: str, steps: tuple[StepCommand, ...]
 ) -> ProcedureCommand:
-    if not ids.valid_uid(study_uid):
+    if study_uid and not ids.valid_uid(study_uid):
         raise InvalidValue("IPC^1^3" if any(s.name == "IPC" for s in group) else "ZDS^1^1", "is no UID", err="102")
     coded = 44 if obr.get(44) else 4
     return ProcedureCommand(
@@ -366,15 +364,17 @@ def _same_order(a: OrderCommand, b: OrderCommand) -> bool:
 
 
 def _joined(first: OrderCommand, second: OrderCommand) -> OrderCommand:
-    from dataclasses import replace
-
+    """Pairs that share the Requested Procedure ID are steps of one procedure."""
     procedures = list(first.procedures)
     for one in second.procedures:
         same = next((p for p in procedures if p.requested_procedure_id == one.requested_procedure_id), None)
         if same is None:
             procedures.append(one)
             continue
-        if same.study_instance_uid != one.study_instance_uid and not any("ZDS" in p for p in ()):
-            one = replace(one, study_instance_uid=same.study_instance_uid)
-        procedures[procedures.index(same)] = replace(same, steps=same.steps + one.steps)
+        uids = {same.study_instance_uid, one.study_instance_uid} - {""}
+        if len(uids) > 1:
+            raise InvalidValue("ZDS^1^1", "differs between steps of one requested procedure", err="102")
+        procedures[procedures.index(same)] = replace(
+            same, study_instance_uid=next(iter(uids), ""), steps=same.steps + one.steps
+        )
     return replace(first, procedures=tuple(procedures), begun=first.begun or second.begun)

@@ -1,0 +1,318 @@
+"""The status of an order, in one place: document and states of the contract, derived from rows (ADR 0005).
+
+`publish` is a finisher of db.run: every transaction ends with a new version for each order that it changed."""
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import update
+from sqlmodel import Session, col, select
+
+from broker import clock, outbox
+from broker.config import Settings
+from broker.errors import DuplicateKey, InvalidValue, UnknownKey
+from broker.model.images import Instance, ReconciliationCase, Study, StudyOrder
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
+from broker.model.patients import PatientIdentifier
+from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
+from broker.model.status import Counter, OrderStatus, StatusChange
+
+FEED = "status_change"
+MISSING_SHOWN_MAX = 1_000  # SOP Instance UIDs in images.missing
+FINISHED = ("COMPLETED", "DISCONTINUED", "CANCELED", "EXPIRED", "NO_SHOW")
+ENDED_WITHOUT_IMAGES = {
+    "CANCELED": "CANCELLED",
+    "DISCONTINUED": "DISCONTINUED",
+    "EXPIRED": "EXPIRED",
+    "NO_SHOW": "NO_SHOW",
+}
+EVENTS = {
+    "SCHEDULED": "order.scheduled", "ARRIVED": "order.arrived", "IN_PROGRESS": "order.started",
+    "ACQUIRED": "order.acquired", "HELD": "order.held", "AVAILABLE": "order.available", "REPORTED": "order.reported",
+    "CANCELLED": "order.cancelled", "DISCONTINUED": "order.discontinued",
+}  # fmt: skip
+
+_zone = ZoneInfo("Asia/Tokyo")
+
+
+def configure(settings: Settings) -> None:
+    """The site's zone, in which times of steps are shown."""
+    global _zone
+    _zone = ZoneInfo(settings.site.timezone)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """steps: their states. expected, available: SOP Instance UIDs. held: reasons."""
+
+    steps: Sequence[str]
+    expected: frozenset[str] = frozenset()
+    received: int = 0
+    available: frozenset[str] = frozenset()
+    held: Sequence[str] = ()
+    reported: bool = False
+
+
+def state_of(facts: Facts) -> str:
+    """The first that fits (contract.md 4)."""
+    steps = set(facts.steps)
+    all_ended = bool(steps) and steps <= set(FINISHED)
+    complete = bool(facts.expected) and facts.expected <= facts.available
+    if facts.held:
+        return "HELD"
+    if all_ended and "COMPLETED" not in steps and not facts.available:
+        return next(
+            ENDED_WITHOUT_IMAGES[one] for one in ("DISCONTINUED", "CANCELED", "NO_SHOW", "EXPIRED") if one in steps
+        )
+    if "STARTED" in steps or ("COMPLETED" in steps and not all_ended):
+        return "IN_PROGRESS"
+    if all_ended:
+        if complete:
+            return "REPORTED" if facts.reported else "AVAILABLE"
+        return "ACQUIRED"
+    if "ON_HOLD" in steps:
+        return "ON_HOLD"
+    return "ARRIVED" if steps & {"ARRIVED", "READY"} else "SCHEDULED"
+
+
+# Publishing
+
+
+def publish(session: Session) -> None:
+    """Write the next version of every touched order whose document has changed; the feed's counter comes last, so
+    that transactions queue for it as shortly as possible."""
+    changed = [made for pk in sorted(outbox.touched(session)) if (made := _renewed(session, pk))]
+    if not changed:
+        return
+    session.flush()
+    counted = (
+        update(Counter)
+        .where(col(Counter.name) == FEED)
+        .values(value=Counter.value + len(changed))
+        .returning(col(Counter.value))
+    )
+    last = session.exec(counted).scalar_one()
+    for n, row in enumerate(changed, start=1):
+        session.add(
+            StatusChange(
+                sequence=last - len(changed) + n, order_pk=row.order_pk, version=row.version, state=row.state,
+                document=row.document, at=row.changed_at,
+            )
+        )  # fmt: skip
+    session.flush()
+
+
+def _renewed(session: Session, order_pk: int) -> OrderStatus | None:
+    row = session.exec(select(OrderStatus).where(OrderStatus.order_pk == order_pk).with_for_update()).first()
+    document = _derive(session, order_pk)
+    before = json.loads(row.document) if row else None
+    if row is not None and before == {**document, "version": row.version, "updated_at": before["updated_at"]}:
+        return None
+    now = clock.now()
+    row = row or OrderStatus(order_pk=order_pk, version=0, state="", document="", changed_at=now)
+    row.version += 1
+    document |= {"version": row.version, "updated_at": clock.iso(now)}
+    event = "order.changed" if row.state == document["state"] else EVENTS.get(document["state"], "order.changed")
+    row.state, row.document, row.changed_at = document["state"], json.dumps(document, ensure_ascii=False), now  # state
+    session.add(row)
+    outbox.emit(session, event, lane=document["accession_number"], body=document, now=now)
+    return row
+
+
+def _derive(session: Session, order_pk: int) -> dict[str, Any]:
+    order = session.get_one(ImagingOrder, order_pk)
+    procedures = session.exec(
+        select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk).order_by(col(RequestedProcedure.pk))
+    ).all()
+    steps = session.exec(
+        select(ScheduledStep).where(ScheduledStep.order_pk == order_pk).order_by(col(ScheduledStep.pk))
+    ).all()
+    performed = _performed(session, [step.key for step in steps])
+    facts, announced, missing = _facts(session, order, steps, performed)
+    leading = session.exec(
+        select(PatientIdentifier)
+        .where(PatientIdentifier.patient_pk == order.patient_pk)
+        .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
+    ).first()
+    uids = _study_uids(session, order_pk, procedures)
+    return {
+        "order_id": order_pk,
+        "accession_number": order.accession_number,
+        "accession_issuer": order.accession_issuer,
+        "requested_procedures": [
+            {"id": one.requested_procedure_id, "placer_order_number": one.placer_number,
+             "filler_order_number": one.filler_number}
+            for one in procedures
+        ],
+        "patient": {"id": leading.value if leading else "", "issuer": leading.issuer if leading else ""},
+        "state": state_of(facts),
+        "steps": [_step(session, step, performed) for step in steps],
+        "study_instance_uids": uids,
+        "images": {"announced": announced, "received": facts.received, "available": len(facts.available),
+                   "missing": missing[:MISSING_SHOWN_MAX]},
+        "held": {"reasons": list(facts.held)} if facts.held else None,
+        "links": _links(order, uids),
+    }  # fmt: skip
+
+
+def _performed(session: Session, step_pks: list[int]) -> list[tuple[int, PerformedStep]]:
+    query = (
+        select(PerformedStepLink.step_pk, PerformedStep)
+        .where(PerformedStepLink.performed_pk == PerformedStep.pk)
+        .where(col(PerformedStepLink.step_pk).in_(step_pks), col(PerformedStepLink.propagated))
+        .order_by(col(PerformedStep.pk))
+    )
+    return list(session.exec(query).all())
+
+
+def _facts(
+    session: Session, order: ImagingOrder, steps: Sequence[ScheduledStep], performed: list[tuple[int, PerformedStep]]
+) -> tuple[Facts, int, list[str]]:
+    """Expected: the instances of all final MPPS; without MPPS, all received."""
+    keys = sorted({one.key for _, one in performed if one.status != "IN PROGRESS"})
+    announced = {
+        uid
+        for uids in session.exec(
+            select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(keys))
+        )
+        for uid in uids
+    }
+    studies = select(StudyOrder.study_pk).where(StudyOrder.order_pk == order.pk)
+    instances = session.exec(
+        select(Instance.sop_instance_uid, Instance.state).where(
+            col(Instance.study_pk).in_(studies), col(Instance.conflict_of).is_(None)
+        )
+    ).all()
+    received = {uid for uid, _ in instances}
+    available = frozenset(uid for uid, state in instances if state == "STORED")
+    rejected = {uid for uid, state in instances if state in ("REJECTED", "HIDDEN", "PURGED")}
+    expected = (frozenset(announced) if announced else frozenset(received)) - rejected
+    cases = session.exec(
+        select(ReconciliationCase).where(
+            ReconciliationCase.order_pk == order.pk, ReconciliationCase.kind == "study",
+            ReconciliationCase.state != "RESOLVED",
+        )
+    ).all()  # fmt: skip
+    held = [reason for case in cases for reason in case.reasons] or ["waits for a person"] * bool(cases)
+    facts = Facts(
+        steps=[step.status for step in steps], expected=expected, received=len(received), available=available,
+        held=held, reported=order.reported_at is not None,
+    )  # fmt: skip
+    return facts, len(announced), sorted(expected - received)
+
+
+def _study_uids(session: Session, order_pk: int, procedures: Sequence[RequestedProcedure]) -> list[str]:
+    own = session.exec(
+        select(Study.study_instance_uid)
+        .where(StudyOrder.study_pk == Study.pk, StudyOrder.order_pk == order_pk)
+        .order_by(col(Study.pk))
+    ).all()
+    return list(dict.fromkeys([*(one.study_instance_uid for one in procedures), *own]))
+
+
+def _step(session: Session, step: ScheduledStep, performed: list[tuple[int, PerformedStep]]) -> dict[str, Any]:
+    stations = session.exec(
+        select(ScheduledStation.ae_title).where(ScheduledStation.step_pk == step.pk).order_by(col(ScheduledStation.pk))
+    ).all()
+    start = clock.aware(step.start_date, step.start_time, _zone.key) if step.start_date else None
+    return {
+        "sps_id": step.sps_id,
+        "modality": step.modality,
+        "scheduled_start": start.astimezone(_zone).isoformat() if start else None,
+        "station_ae_titles": list(stations),
+        "state": "CANCELLED" if step.status == "CANCELED" else step.status,
+        "performed": [
+            {"sop_instance_uid": one.sop_instance_uid, "status": one.status,
+             "discontinuation": {"code": one.discontinuation_code, "scheme": one.discontinuation_scheme}
+             if one.discontinuation_code else None}
+            for step_pk, one in performed if step_pk == step.pk
+        ],
+    }  # fmt: skip
+
+
+def _links(order: ImagingOrder, uids: list[str]) -> dict[str, str]:
+    """Keys and UIDs only (invariant 8)."""
+    number = quote(order.accession_number, safe="")
+    return {
+        "viewer": f"/IHEInvokeImageDisplay?requestType=STUDY&accessionNumber={number}",
+        "dicomweb": f"/dicom-web/studies/{uids[0]}" if uids else "/dicom-web/studies",
+        "fhir": f"/fhir/ServiceRequest/{order.pk}",
+    }
+
+
+# Reads: documents as they were encoded when they changed
+
+
+def find(session: Session, accession_number: str, issuer: str | None = None) -> tuple[str, int, int]:
+    """Document, version, order. Raises UnknownKey, or DuplicateKey where two issuers have that number."""
+    query = (
+        select(OrderStatus, ImagingOrder.accession_issuer)
+        .where(OrderStatus.order_pk == ImagingOrder.pk, ImagingOrder.accession_number == accession_number)
+        .order_by(col(ImagingOrder.accession_issuer))
+    )
+    if issuer is not None:
+        query = query.where(ImagingOrder.accession_issuer == issuer)
+    rows = session.exec(query).all()
+    if not rows:
+        raise UnknownKey("accession_number", "no order has this number here")
+    if len(rows) > 1:
+        issuers = ", ".join(repr(one) for _, one in rows)
+        raise DuplicateKey("accession_number", f"several issuers have this number: {issuers}; add ?issuer=")
+    row = rows[0][0]
+    return row.document, row.version, row.order_pk
+
+
+def of_order(session: Session, order_pk: int) -> tuple[str, int]:
+    row = session.exec(select(OrderStatus).where(OrderStatus.order_pk == order_pk)).first()
+    if row is None:
+        raise UnknownKey("order_id", "no such order")
+    return row.document, row.version
+
+
+def changes(session: Session, since: int, limit: int) -> list[tuple[int, str]]:
+    """(sequence, document) after that cursor: gap-free, in the order of the commits."""
+    rows = session.exec(
+        select(StatusChange.sequence, StatusChange.document)
+        .where(StatusChange.sequence > since)
+        .order_by(col(StatusChange.sequence))
+        .limit(limit)
+    ).all()
+    return [(sequence, document) for sequence, document in rows]
+
+
+def last_change(session: Session) -> int:
+    return session.exec(select(Counter.value).where(Counter.name == FEED)).first() or 0
+
+
+def listing(session: Session, filters: dict[str, str], limit: int, after: int = 0) -> tuple[list[str], int | None]:
+    """Documents that fit all filters, by order; and the key to go on from. Raises InvalidValue for a filter that is none."""
+    query = select(OrderStatus).where(OrderStatus.order_pk == ImagingOrder.pk, OrderStatus.order_pk > after)
+    for name, value in filters.items():
+        query = query.where(_condition(name, value))
+    rows = session.exec(query.order_by(col(OrderStatus.order_pk)).limit(limit + 1)).all()
+    return [row.document for row in rows[:limit]], rows[limit - 1].order_pk if len(rows) > limit else None
+
+
+def _condition(name: str, value: str) -> Any:
+    procedures = select(RequestedProcedure.order_pk)
+    if name == "state":
+        return OrderStatus.state == value
+    if name == "patient_id":
+        owners = select(PatientIdentifier.patient_pk).where(PatientIdentifier.value == value)
+        return col(ImagingOrder.patient_pk).in_(owners)
+    if name == "placer_order_number":
+        return col(ImagingOrder.pk).in_(procedures.where(RequestedProcedure.placer_number == value))
+    if name == "study_instance_uid":
+        return col(ImagingOrder.pk).in_(procedures.where(RequestedProcedure.study_instance_uid == value))
+    if name == "updated_since":
+        try:
+            at = dt.datetime.fromisoformat(value)
+        except ValueError:
+            raise InvalidValue("updated_since", "is no ISO 8601 time") from None
+        return col(OrderStatus.changed_at) >= (at if at.tzinfo else at.replace(tzinfo=_zone))
+    raise InvalidValue(name, "is no filter of this list")
