@@ -110,15 +110,16 @@ def publish(session: Session) -> None:
 def _renewed(session: Session, order_pk: int) -> OrderStatus | None:
     row = session.exec(select(OrderStatus).where(OrderStatus.order_pk == order_pk).with_for_update()).first()
     document = _derive(session, order_pk)
-    before = json.loads(row.document) if row else None
-    if row is not None and before == {**document, "version": row.version, "updated_at": before["updated_at"]}:
-        return None
+    if row is not None:
+        before = json.loads(row.document)
+        if before == {**document, "version": before["version"], "updated_at": before["updated_at"]}:
+            return None
     now = clock.now()
     row = row or OrderStatus(order_pk=order_pk, version=0, state="", document="", changed_at=now)
     row.version += 1
     document |= {"version": row.version, "updated_at": clock.iso(now)}
     event = "order.changed" if row.state == document["state"] else EVENTS.get(document["state"], "order.changed")
-    row.state, row.document, row.changed_at = document["state"], json.dumps(document, ensure_ascii=False), now  # state
+    row.state, row.document, row.changed_at = document["state"], json.dumps(document, ensure_ascii=False), now
     session.add(row)
     outbox.emit(session, event, lane=document["accession_number"], body=document, now=now)
     return row
@@ -290,7 +291,7 @@ def last_change(session: Session) -> int:
 
 
 def listing(session: Session, filters: dict[str, str], limit: int, after: int = 0) -> tuple[list[str], int | None]:
-    """Documents that fit all filters, by order; and the key to go on from. Raises InvalidValue for a filter that is none."""
+    """Documents that fit all filters, by order; and the key to go on from. InvalidValue for a filter that is none."""
     query = select(OrderStatus).where(OrderStatus.order_pk == ImagingOrder.pk, OrderStatus.order_pk > after)
     for name, value in filters.items():
         query = query.where(_condition(name, value))

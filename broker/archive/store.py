@@ -5,6 +5,8 @@ A key is made by us (`custody_key`, `rendition_key`) and never holds a peer's st
 import contextlib
 import hashlib
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
@@ -24,13 +26,14 @@ class Store(Protocol):
     def exists(self, key: str) -> bool: ...
     def sha256(self, key: str) -> str: ...
     def delete(self, key: str) -> None: ...
+    def sweep(self, older_than_seconds: float) -> None: ...
 
 
 def make_store(settings: Settings) -> Store:
     """Raises ConfigError for any archive but a local folder."""
     url = urlsplit(settings.archive)
     if url.scheme != "file" or url.netloc not in ("", "localhost"):
-        raise ConfigError("archive_url", f"{url.scheme}://… is not supported, this version takes file:///a/folder only")
+        raise ConfigError("archive_url", f"{url.scheme}://… is not supported; this version takes file:///a/folder only")
     return LocalStore(Path(unquote(url.path)))
 
 
@@ -38,21 +41,21 @@ def custody_key(instance_pk: int, sha256: str) -> str:
     """Where the received bytes of an instance lie: the same place at every try, so that a repeated copy finds the first.
 
     sha256: of the data set as received."""
-    return _key("custody", f"{instance_pk}:{sha256}")
+    return _key("custody", instance_pk, sha256)
 
 
 def rendition_key(instance_pk: int, sha256: str) -> str:
-    """Where a coerced rendition lies. sha256: of the rendition's file, since a later decision makes another one."""
-    return _key("rendition", f"{instance_pk}:{sha256}")
+    """Where a coerced rendition lies. sha256: of the rendition's own file; another decision makes another file."""
+    return _key("rendition", instance_pk, sha256)
 
 
-def _key(room: str, name: str) -> str:
-    digest = hashlib.sha256(name.encode()).hexdigest()
+def _key(room: str, instance_pk: int, sha256: str) -> str:
+    digest = hashlib.sha256(f"{instance_pk}:{sha256}".encode()).hexdigest()
     return f"{room}/{digest[:2]}/{digest[2:4]}/{digest}.dcm"
 
 
 class LocalStore:
-    """A folder. Files are first written aside under `in/`, on the same file system."""
+    """A folder. Files are written aside under `in/` first, on the same file system."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -60,12 +63,15 @@ class LocalStore:
     def put(self, key: str, source: Path, sha256: str) -> None:
         """Copy `source` to `key`, durable and read again. The same object again is success; another is DuplicateKey.
 
-        Raises Unreadable where `source` or what came back from the disk has another hash."""
+        Raises Unreadable where `source` has another hash than the one given."""
         target = self._root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
         if not target.exists():
-            aside = self._write_aside(source, sha256)
-            self._place(aside, target)
-        if _hash_of(target) != sha256:
+            self._write(source, target, sha256)
+        # Also where the file was there already: whoever wrote it may have been killed before this.
+        for folder in (*(self._root / parent for parent in Path(key).parents), self._root.parent):
+            _sync_folder(folder)
+        if _hash_on_disk(target) != sha256:
             raise DuplicateKey(f"archive {key}", "holds other bytes than those that belong there")
 
     def open(self, key: str) -> BinaryIO:
@@ -82,63 +88,57 @@ class LocalStore:
             return hash_of(file)
 
     def delete(self, key: str) -> None:
-        """Nothing automatic calls this: a person's retention rule does."""
+        """Nothing automatic calls this."""
         (self._root / key).unlink(missing_ok=True)
 
-    def _write_aside(self, source: Path, sha256: str) -> Path:
-        """A fsynced copy. A failed fsync is never tried again: the copy goes away (durability.md 1.1)."""
+    def sweep(self, older_than_seconds: float) -> None:
+        """Remove the half copies of those who were killed."""
+        for aside in (self._root / "in").glob("*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - aside.stat().st_mtime > older_than_seconds:
+                    aside.unlink()
+
+    def _write(self, source: Path, target: Path, sha256: str) -> None:
+        """A failed fsync is never tried again: the copy goes away (durability.md 1.1)."""
         room = self._root / "in"
-        _make_folder(room)
+        room.mkdir(exist_ok=True)
         aside = room / f"{ids.file_name()}.part"
         digest = hashlib.sha256()
         try:
             with source.open("rb") as reader, aside.open("xb") as writer:
-                while chunk := reader.read(CHUNK_BYTES):
+                for chunk in chunks(reader):
                     digest.update(chunk)
                     writer.write(chunk)
                 writer.flush()
                 os.fsync(writer.fileno())
-                _forget(writer.fileno())
             if digest.hexdigest() != sha256:
                 raise Unreadable(f"file {source.name}", "does not have the hash that was recorded for it")
-        except BaseException:
+            with contextlib.suppress(FileExistsError):  # another process was quicker; the caller compares its file
+                os.link(aside, target)  # create-only, where a rename would overwrite
+        finally:
             aside.unlink(missing_ok=True)
-            raise
-        return aside
 
-    def _place(self, aside: Path, target: Path) -> None:
-        """Give the file its name. `link` fails where the name is taken, `rename` would overwrite."""
-        _make_folder(target.parent)
-        with contextlib.suppress(FileExistsError):  # another process was quicker: its file is compared by the caller
-            os.link(aside, target)
-        aside.unlink()
-        _sync_folder(target.parent)
-        _sync_folder(aside.parent)
+
+def chunks(file: BinaryIO) -> Iterator[bytes]:
+    """What is left to read, in bounded pieces."""
+    while chunk := file.read(CHUNK_BYTES):
+        yield chunk
 
 
 def hash_of(file: BinaryIO) -> str:
     """SHA-256 (hex) of what is left to read."""
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    for chunk in chunks(file):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
-def _hash_of(path: Path) -> str:
+def _hash_on_disk(path: Path) -> str:
+    """Of what the disk gives back, not of what the page cache remembers."""
     with path.open("rb") as file:
-        _forget(file.fileno())
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hash_of(file)
-
-
-def _forget(descriptor: int) -> None:
-    """Let the page cache go, so that the next read comes from the disk."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def _make_folder(path: Path) -> None:
-    """Make a folder and its parents durable: an entry is on disk when its folder is."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-    for folder in reversed(missing):
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
 
 
 def _sync_folder(path: Path) -> None:

@@ -1,0 +1,109 @@
+"""The web application: routes, limits, errors, the plain status page."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import anyio.to_thread
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from fastapi.templating import Jinja2Templates
+from sqlalchemy import func
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import Session, col, select
+
+from broker import __version__, clock, db
+from broker.config import Settings
+from broker.model.images import ReconciliationCase
+from broker.model.messages import Message
+from broker.model.site import UnknownPeer
+from broker.model.status import OrderStatus
+from broker.web import errors, lists_routes, status_routes
+from broker.web.auth import here_or_token, open_to_all
+from broker.web.limits import Bounded
+from broker.web.live import Live
+
+HERE = Path(__file__).parent
+
+
+def create_app(settings: Settings, ports: Mapping[str, int]) -> FastAPI:
+    """ports: role -> port, filled while the broker starts; shown on the status page and asked by /healthz/ready."""
+    live = Live(settings.limits)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        anyio.to_thread.current_default_thread_limiter().total_tokens = settings.limits.http_threads_max
+        poller = asyncio.create_task(live.run())
+        yield
+        poller.cancel()
+
+    app = FastAPI(title="ris-broker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.live, app.state.settings, app.state.ports = live, settings, ports
+    app.include_router(status_routes.router)
+    app.include_router(lists_routes.router)
+    _plain_routes(app, settings, ports)
+    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    errors.install(app)
+    app.add_middleware(Bounded, limits=settings.limits)
+    return app
+
+
+def _plain_routes(app: FastAPI, settings: Settings, ports: Mapping[str, int]) -> None:
+    templates = Jinja2Templates(HERE / "templates")
+
+    @app.get("/healthz/live", dependencies=[Depends(open_to_all)])
+    def live() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/healthz/ready", dependencies=[Depends(open_to_all)])
+    def ready() -> JSONResponse:
+        try:
+            db.read(lambda session: session.exec(select(1)).one())
+        except SQLAlchemyError:
+            return JSONResponse({"status": "not ready", "database": "away"}, 503)
+        return JSONResponse({"status": "ready", "database": "ok", "ports": dict(ports)})
+
+    @app.get("/version", dependencies=[Depends(open_to_all)])
+    def version() -> dict[str, str]:
+        return {"name": "ris-broker", "version": __version__}
+
+    @app.get("/", dependencies=[Depends(here_or_token)], response_class=HTMLResponse)
+    def page(request: Request) -> Any:
+        words = WORDS[settings.site.language]
+        return templates.TemplateResponse(
+            request,
+            "status.html",
+            {"w": words, "lang": settings.site.language, "ports": ports, "version": __version__,
+             "now": clock.local(clock.now(), settings.site.timezone), **db.read(_figures)},
+        )  # fmt: skip
+
+
+def _figures(session: Session) -> dict[str, Any]:
+    """Counts only: no patient data on this page."""
+    last = session.exec(select(func.max(Message.received_at))).one()
+    return {
+        "orders": sorted(session.exec(select(OrderStatus.state, func.count()).group_by(col(OrderStatus.state))).all()),
+        "messages": sorted(session.exec(select(Message.state, func.count()).group_by(col(Message.state))).all()),
+        "cases": session.exec(
+            select(func.count()).select_from(ReconciliationCase).where(ReconciliationCase.state != "RESOLVED")
+        ).one(),
+        "unknown": session.exec(select(func.count()).select_from(UnknownPeer)).one(),
+        "last_message": clock.iso(last) if last else "–",
+    }
+
+
+WORDS = {
+    "ja": {
+        "title": "ris-broker の状態", "ports": "待ち受けポート", "orders": "オーダー", "messages": "受信メッセージ",
+        "cases": "確認待ち", "unknown": "拒否した未登録装置", "last": "最後の受信", "state": "状態", "count": "件数",
+        "none": "まだありません",
+    },
+    "en": {
+        "title": "ris-broker status", "ports": "Open ports", "orders": "Orders", "messages": "Messages received",
+        "cases": "Waiting for a person", "unknown": "Unknown devices refused", "last": "Last message", "state": "State",
+        "count": "Count", "none": "none yet",
+    },
+}  # fmt: skip

@@ -1,0 +1,64 @@
+"""Long polls hold neither thread nor session: one poller looks at the feed's counter and wakes those who wait."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from broker import db
+from broker.archive import status
+from broker.config import Limits
+from broker.errors import NoRoom
+
+T = TypeVar("T")
+POLL_SECONDS = 0.2
+
+
+class Live:
+    """wake: told after each commit of this process; the poller sees those of others."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._changed = asyncio.Event()
+        self._waiters = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dirty = threading.Event()
+        self._sequence = -1
+
+    async def run(self) -> None:
+        """The poller; ends by cancellation."""
+        self._loop = asyncio.get_running_loop()
+        db.on_commit(self._dirty.set)
+        try:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                if self._waiters:
+                    await self._look()
+        finally:
+            db.off_commit(self._dirty.set)
+
+    async def _look(self) -> None:
+        sequence = await asyncio.to_thread(db.read, status.last_change)
+        if sequence != self._sequence:
+            self._sequence = sequence
+            self._changed.set()
+            self._changed = asyncio.Event()
+
+    async def until(self, there: Callable[[], object], seconds: float) -> None:
+        """Return when there() is true after some change, or the time is over. there() runs in a thread."""
+        if self._waiters >= self.limits.http_waiters_max:
+            raise NoRoom("wait", "too many are waiting; ask again without wait=")
+        self._waiters += 1
+        try:
+            async with asyncio.timeout(min(seconds, self.limits.http_wait_seconds_max)):
+                changed = self._changed
+                while not await asyncio.to_thread(there):
+                    await changed.wait()
+                    changed = self._changed
+        except TimeoutError:
+            return
+        finally:
+            self._waiters -= 1
+
+    async def in_thread(self, fn: Callable[..., T], *args: object) -> T:
+        return await asyncio.to_thread(fn, *args)
