@@ -10,16 +10,12 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from broker import __version__, access, audit, clock, db, log, schema, site
-from broker.archive import recovery, status
-from broker.archive import scp as archive_scp
-from broker.archive.staging import Staging
+from broker.archive import status
 from broker.config import Settings
 from broker.dicom import verification
 from broker.dicom.listener import Listener
 from broker.dicom.service import Registry
 from broker.errors import ConfigError
-from broker.jobs import Jobs
-from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
 from broker.ris_bridge import inbox
@@ -36,11 +32,10 @@ class Broker:
     def __init__(self, settings: Settings, roles: Sequence[str] = ROLES) -> None:
         self.settings, self.roles = settings, roles
         self.ports: dict[str, int] = {}
-        self.staging = Staging(settings)
         self._stops: list[Callable[[], None]] = []  # run in reverse order of the start
 
     def start(self) -> None:
-        """Recovery finishes before any port opens (durability.md 1.4). A failed start leaves nothing running."""
+        """A failed start leaves nothing running."""
         try:
             self._start()
         except BaseException:
@@ -49,10 +44,6 @@ class Broker:
 
     def _start(self) -> None:
         self._open_database()
-        report = recovery.recover(self.settings, self.staging)
-        log.get().info("recovery.done", **report.counts())
-        if "jobs" in self.roles:
-            self._run(Jobs(self.settings))
         if "dicom" in self.roles:
             self._start_dicom()
         if "hl7" in self.roles:
@@ -92,11 +83,9 @@ class Broker:
         for offers in (
             verification.offers(),
             mwl_scp.offers(self.settings, recorder),
-            mpps_scp.offers(self.settings),
         ):
             for sop_class, offer in offers:
                 registry.add(sop_class, offer)
-        archive_scp.register(registry, self.settings, self.staging)
         listener = Listener(self.settings, registry, access.find_node, access.address_allowed, access.note_refusal)
         listener.start()
         self._stops.append(lambda: listener.stop(self.settings.limits.stop_seconds_max))
@@ -135,7 +124,7 @@ class Broker:
         self._stops.append(stop)
         self.ports["http"] = listening.getsockname()[1]
 
-    def _run(self, worker: "Jobs | Recorder") -> None:
+    def _run(self, worker: Recorder) -> None:
         worker.start()
         self._stops.append(worker.stop)
 

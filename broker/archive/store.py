@@ -38,7 +38,7 @@ def make_store(settings: Settings) -> Store:
 
 
 def custody_key(instance_pk: int, sha256: str) -> str:
-    """Where the received bytes of an instance lie: the same place at every try, so that a repeated copy finds the first.
+    """Where the received bytes of an instance lie: the same at every try, so that a repeated copy finds the first.
 
     sha256: of the data set as received."""
     return _key("custody", instance_pk, sha256)
