@@ -1,4 +1,4 @@
-"""What the site looks like: remote application entities, HL7 senders, tokens. Services over the tables of model/site."""
+"""What the site looks like: remote application entities, HL7 senders, tokens. Services over model/site."""
 
 import datetime as dt
 import hashlib
@@ -131,7 +131,8 @@ def _entry_of(kind: type[Entry], row: SiteRow) -> Entry:
 
 def _find(session: Session, kind: Entry | type[Entry], name: str) -> SiteRow | None:
     table = TABLES[kind if isinstance(kind, type) else type(kind)]
-    return session.exec(select(table).where(getattr(table, kind.key) == name)).first()
+    row: SiteRow | None = session.exec(select(table).where(getattr(table, kind.key) == name)).first()  # type: ignore[assignment]
+    return row
 
 
 def _the(session: Session, kind: type[Entry], name: str) -> SiteRow:

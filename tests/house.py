@@ -31,7 +31,7 @@ class House:
         for ae_title, modality in DEVICES.items():
             db.run(
                 site.add_node, ae_title, host="127.0.0.1", port=11999, modality=modality,
-                actor="test", now=clock.now(), replace=True,
+                actor="test", now=clock.now(),
             )  # fmt: skip
         self.tokens = {
             role: db.run(site.create_token, f"{role}-{clock.now().timestamp()}", role, actor="test", now=clock.now())
