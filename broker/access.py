@@ -45,6 +45,7 @@ def _nodes(_turn: int, _engine: int) -> dict[str, NodeInfo]:
 def forget() -> None:
     """Look at the tables again at the next question."""
     _nodes.cache_clear()
+    _refused_at.clear()
 
 
 def address_allowed(node: NodeInfo, address: str) -> bool:

@@ -29,7 +29,6 @@ UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look;
 _engine: Engine | None = None
 _writing = threading.Lock()  # SQLite has one writer anyway; a queue in the process is fairer than its busy timeout
 _finishers: list[Callable[[Session], None]] = []
-_after_commit: list[Callable[[], None]] = []
 
 
 class UTCDateTime(TypeDecorator[dt.datetime]):
@@ -123,17 +122,6 @@ def on_finish(finisher: Callable[[Session], None]) -> None:
         _finishers.append(finisher)
 
 
-def on_commit(listener: Callable[[], None]) -> None:
-    """Register what is told, outside of any transaction, that something was committed (wake a waiter; never work)."""
-    if listener not in _after_commit:
-        _after_commit.append(listener)
-
-
-def off_commit(listener: Callable[[], None]) -> None:
-    if listener in _after_commit:
-        _after_commit.remove(listener)
-
-
 def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run fn(session, …) as one transaction; replay it when the database asks us to."""
     for n in range(REPLAYS_MAX):
@@ -143,8 +131,6 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
                 session.flush()
                 for finisher in _finishers:
                     finisher(session)
-            for listener in _after_commit:
-                listener()
             return result
         except DBAPIError as error:  # BrokerErrors pass through: rollback, no replay
             limit = UNIQUE_REPLAYS_MAX if is_unique_violation(error) else REPLAYS_MAX

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from sqlmodel import Session, SQLModel, select
 
-from broker import clock, config, db, site
+from broker import access, clock, config, db, site
 from broker.serve import ROLES, Broker
 from broker.sim.ehr import Ehr
 from broker.sim.modality import Modality
@@ -23,8 +23,10 @@ class House:
         self.settings = settings
         self.server = Broker(settings)
         self._closers: list[Callable[[], None]] = []
+        self._placing: Ris | None = None
 
     def open(self, roles: tuple[str, ...] = ROLES) -> None:
+        access.forget()
         self.server = Broker(self.settings, roles)
         self.server.start()
         self.ports = self.server.ports
@@ -41,6 +43,7 @@ class House:
     def close(self) -> None:
         while self._closers:
             self._closers.pop()()
+        self._placing = None
         self.server.stop()
 
     def restart(self) -> None:
@@ -66,7 +69,8 @@ class House:
 
     def place(self, order: Order, control: str = "NW") -> None:
         """Send the order over HL7; it must be accepted."""
-        answer = self.ris().send(omi(order, control))
+        self._placing = self._placing or self.ris()
+        answer = self._placing.send(omi(order, control))
         assert code_of(answer) == "AA", answer
 
     def rows(self, table: type[R], **where: object) -> list[R]:

@@ -40,7 +40,7 @@ _GROWING = frozenset(
     if (tag := tag_for_keyword(keyword)) is not None
 )  # fmt: skip
 _CHUNK = 8192  # bytes read at once: a header is two or three of them
-_TIME_CHECK = 4096  # elements between two looks at the clock
+_CHECK_MASK = 1023  # one element in 1,024 looks at the clock
 
 
 class Element(NamedTuple):
@@ -119,7 +119,9 @@ class Walk:
                 return offset
             if tag >> 16 in _NO_DATA_SET_GROUPS:
                 raise Unreadable(_at(position), f"{_name(tag)} cannot stand here")
-            self._count_one(count, position)
+            count.left -= 1
+            if count.left & _CHECK_MASK == 0 or count.left < 0:
+                self._check(count, position)
             yield Element(depth, tag, vr, offset, length)
             if length != UNDEFINED and offset + length <= stop and vr != "SQ" and vr != "UN":
                 if length > self._limits.header_text_bytes_max and vr in TEXT:
@@ -156,7 +158,9 @@ class Walk:
                 return offset
             if tag != ITEM:
                 raise Unreadable(_at(position), f"{_name(tag)} where an item is expected")
-            self._count_one(count, position)
+            count.left -= 1
+            if count.left & _CHECK_MASK == 0 or count.left < 0:
+                self._check(count, position)
             yield Element(depth + 1, tag, vr, offset, length)
             extent = _extent(tag, offset, length, stop, ITEM_END)
             position = yield from self._elements(offset, *extent, encoding, depth + 1, count)
@@ -169,7 +173,8 @@ class Walk:
                 return offset
             if tag != ITEM or length == UNDEFINED:
                 raise Unreadable(_at(position), f"{_name(tag)} where a fragment is expected")
-            self._count_one(self._growing, position)
+            self._growing.left -= 1
+            self._check(self._growing, position)
             yield Element(depth + 1, tag, vr, offset, length)
             position, _ = _extent(tag, offset, length, stop, SEQUENCE_END)
 
@@ -196,12 +201,11 @@ class Walk:
             raise Unreadable(_at(position), f"{stop - position} bytes are left where {_name(tag)} begins")
         return tag, vr, position + 12, encoding.long.unpack_from(self._window, at + 8)[0]
 
-    def _count_one(self, count: _Count, position: int) -> None:
-        count.left -= 1
+    def _check(self, count: _Count, position: int) -> None:
         if count.left < 0:
             raise Unreadable(_at(position), f"more elements than {count.limit}")
         # This thread's processor time: a busy machine is no fault of the object.
-        if count.left % _TIME_CHECK == 0 and time.thread_time() > self._deadline:
+        if time.thread_time() > self._deadline:
             raise Unreadable(_at(position), "takes too long to walk (header_seconds_max)")
 
 

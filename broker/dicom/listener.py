@@ -67,9 +67,10 @@ class Listener:
     def stop(self, seconds: float) -> None:
         """Accept no more, let running requests finish for at most `seconds`, cut what is idle."""
         self._stopping.set()
-        self._socket.close()
+        _cut(self._socket)  # wakes the accept
         if self._accepting:
             self._accepting.join()
+        self._socket.close()
         deadline = time.monotonic() + seconds
         while (left := self._open_connections()) and time.monotonic() < deadline:
             for connection in left:

@@ -1,6 +1,5 @@
 """The web application: routes, limits, errors, the plain status page."""
 
-import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -36,9 +35,8 @@ def create_app(settings: Settings, ports: Mapping[str, int]) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         anyio.to_thread.current_default_thread_limiter().total_tokens = settings.limits.http_threads_max
-        poller = asyncio.create_task(live.run())
-        yield
-        poller.cancel()
+        async with live.running():
+            yield
 
     app = FastAPI(title="ris-broker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.live, app.state.settings, app.state.ports = live, settings, ports

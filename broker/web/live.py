@@ -1,8 +1,8 @@
 """Long polls hold neither thread nor session: one poller looks at the feed's counter and wakes those who wait."""
 
 import asyncio
-import threading
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
 from broker import db
@@ -15,27 +15,25 @@ POLL_SECONDS = 0.2
 
 
 class Live:
-    """wake: told after each commit of this process; the poller sees those of others."""
+    """Sees the commits of every process by the feed's counter."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self._changed = asyncio.Event()
         self._waiters = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._dirty = threading.Event()
         self._sequence = -1
 
-    async def run(self) -> None:
-        """The poller; ends by cancellation."""
-        self._loop = asyncio.get_running_loop()
-        db.on_commit(self._dirty.set)
-        try:
-            while True:
-                await asyncio.sleep(POLL_SECONDS)
-                if self._waiters:
-                    await self._look()
-        finally:
-            db.off_commit(self._dirty.set)
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        poller = asyncio.create_task(self._poll())
+        yield
+        poller.cancel()
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if self._waiters:
+                await self._look()
 
     async def _look(self) -> None:
         sequence = await asyncio.to_thread(db.read, status.last_change)

@@ -1,0 +1,297 @@
+"""The worklist as scanners ask for it: pynetdicom and DCMTK against a running broker."""
+
+import datetime as dt
+import subprocess
+
+import pytest
+from pydicom.dataset import Dataset
+from pynetdicom import AE
+from pynetdicom.sop_class import ModalityWorklistInformationFind
+
+from broker import clock, db, site
+from broker.model.orders import OfferedItem, ScheduledStep
+from broker.sim.modality import Refused
+from broker.sim.ris import Patient
+from tests.house import eventually
+from tests.world import SATO, TAKAHASHI, TOKYO, YAMADA, order, today
+
+
+def query(step: dict | None = None, **keys) -> Dataset:
+    """An identifier with just these keys. step: keys of the SPS item, None = no sequence."""
+    made = Dataset()
+    for keyword, value in keys.items():
+        setattr(made, keyword, value)
+    if step is not None:
+        item = Dataset()
+        for keyword, value in step.items():
+            setattr(item, keyword, value)
+        made.ScheduledProcedureStepSequence = [item]
+    return made
+
+
+def find(broker, identifier: Dataset, ae_title: str = "CT1", syntax: str = "1.2.840.10008.1.2"):
+    """(statuses, identifiers) of one C-FIND."""
+    ae = AE(ae_title)
+    ae.add_requested_context(ModalityWorklistInformationFind, syntax)
+    association = ae.associate("127.0.0.1", broker.ports["dicom"], ae_title="BROKER")
+    assert association.is_established
+    answers = list(association.send_c_find(identifier, ModalityWorklistInformationFind))
+    association.release()
+    return [status.Status for status, _ in answers], [found for _, found in answers if found is not None], answers
+
+
+def findscu(broker, *arguments: str) -> str:
+    command = ["findscu", "-v", "-W", "-aet", "CT1", "-aec", "BROKER", "127.0.0.1", str(broker.ports["dicom"])]
+    ran = subprocess.run([*command, *arguments], capture_output=True, timeout=60)
+    return (ran.stdout + ran.stderr).decode("utf-8", "replace")
+
+
+def slots(broker, *times: dt.datetime) -> None:
+    for n, at in enumerate(times):
+        broker.place(order(f"T{n}", start=at))
+
+
+def test_an_empty_schedule_answers_with_one_final_success(broker):
+    """MWL-01"""
+    statuses, items, _ = find(broker, query({"Modality": ""}, PatientName=""))
+    assert statuses == [0x0000]
+    assert items == []
+
+
+def test_two_steps_come_as_two_items_with_one_step_each(broker):
+    """MWL-02"""
+    broker.place(order("ACC002", steps=2))
+    day = today().strftime("%Y%m%d")
+    said = findscu(
+        broker, "-k", "PatientName", "-k", "ScheduledProcedureStepSequence[0].Modality=CT",
+        "-k", f"ScheduledProcedureStepSequence[0].ScheduledProcedureStepStartDate={day}",
+    )  # fmt: skip
+    assert said.count("Received Find Response") == 2 or said.count("Pending") == 2, said
+    statuses, items, _ = find(broker, query({"ScheduledProcedureStepID": "", "Modality": "CT"}))
+    assert statuses == [0xFF00, 0xFF00, 0x0000]
+    assert [len(item.ScheduledProcedureStepSequence) for item in items] == [1, 1]
+    assert {item.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID for item in items} == {
+        "S1ACC002", "S2ACC002",
+    }  # fmt: skip
+
+
+def test_only_what_was_asked_for_comes_back(broker):
+    """MWL-04"""
+    broker.place(order())
+    _, (item,), _ = find(broker, query({"Modality": ""}, PatientName=""))
+    assert {element.keyword for element in item} == {
+        "SpecificCharacterSet", "PatientName", "ScheduledProcedureStepSequence",
+    }  # fmt: skip
+    assert [element.keyword for element in item.ScheduledProcedureStepSequence[0]] == ["Modality"]
+
+
+def test_a_query_without_the_step_sequence_gets_items_without_it(broker):
+    """MWL-06"""
+    broker.place(order(steps=2))
+    _, items, _ = find(broker, query(PatientID=YAMADA.id, AccessionNumber=""))
+    assert len(items) == 2
+    assert all("ScheduledProcedureStepSequence" not in item for item in items)
+
+
+JULY = [
+    dt.datetime(2035, 7, day, hour, tzinfo=TOKYO) for day in (5, 6, 7) for hour in (8, 12, 20)
+]  # far enough: nothing here is ever late
+
+
+@pytest.mark.parametrize(
+    ("date", "time", "count"),
+    [
+        ("20350705-20350707", "1000-1800", 7),  # MWL-07: one interval, not a window on each day
+        ("20350706-", "", 6), ("-20350706", "", 6),  # MWL-09
+        ("20350706", "1000-1800", 1), ("20350705-20350707", "12", 3), ("20350706-", "1000-", 5),
+        ("20350706", "2200-0200", 0),
+    ],
+)  # fmt: skip
+def test_dates_and_times_select_by_meaning(broker, date, time, count):
+    slots(broker, *JULY)
+    step = {"ScheduledProcedureStepStartDate": date, "ScheduledProcedureStepStartTime": time}
+    statuses, items, _ = find(broker, query(step))
+    assert len(items) == count
+    assert statuses[-1] == 0x0000
+
+
+@pytest.mark.parametrize("time", ["0930", "093000", "09", "09:30:00", "0900-0959"])
+def test_a_time_key_of_lower_precision_names_its_whole_interval(broker, time):
+    """MWL-11"""
+    slots(broker, dt.datetime(2035, 7, 5, 9, 30, tzinfo=TOKYO))
+    assert len(find(broker, query({"ScheduledProcedureStepStartTime": time}))[1]) == 1
+
+
+def test_names_match_without_case_and_with_wildcards(broker):
+    """MWL-12"""
+    broker.place(order())
+    for key in ("YAMADA^TARO", "yamada^taro", "YAMADA*", "*TARO", "YAMAD?^TARO"):
+        assert "PatientID" in findscu(broker, "-k", f"PatientName={key}", "-k", "PatientID"), key
+        assert len(find(broker, query(PatientName=key))[1]) == 1, key
+    assert find(broker, query(PatientName="YAMAD?TARO"))[1] == []
+
+
+@pytest.mark.parametrize("key", ["=山田*", "山田^太郎", "==やまだ*", "ヤマダ*", "Yamada^Taro=山田^太郎"])
+def test_japanese_keys_match_by_group(broker, key):
+    """MWL-14"""
+    broker.place(order())
+    broker.place(order("ACC009", SATO))
+    asked = query(PatientName=key, PatientID="")
+    asked.SpecificCharacterSet = ["", "ISO 2022 IR 87"]
+    _, items, _ = find(broker, asked)
+    assert [item.PatientID for item in items] == [YAMADA.id]
+
+
+def test_a_device_gets_kanji_in_iso_2022_with_escapes_back_before_each_delimiter(broker):
+    """MWL-16"""
+    broker.place(order())
+    _, (item,), _ = find(broker, query(PatientName=""))
+    assert list(item.SpecificCharacterSet) == ["", "ISO 2022 IR 87"]
+    raw = item.PatientName.original_string
+    assert raw.startswith(b"YAMADA^TARO=\x1b$B;3ED\x1b(B^\x1b$BB@O:\x1b(B=\x1b$B")
+    assert raw.endswith(b"\x1b(B")
+
+
+@pytest.mark.parametrize(
+    ("setting", "declared"), [("ISO_IR 192", "ISO_IR 192"), ("ISO 2022 IR 13\\ISO 2022 IR 87", "ISO 2022 IR 13")]
+)
+def test_each_device_is_answered_in_its_own_character_set(broker, setting, declared):
+    """MWL-17"""
+    add_device(broker, "CT9", setting)
+    broker.place(order())
+    _, (item,), _ = find(broker, query(PatientName=""), "CT9")
+    first = item.SpecificCharacterSet
+    assert (first if isinstance(first, str) else first[0]) == declared
+    assert str(item.PatientName) == "YAMADA^TARO=山田^太郎=ヤマダ^タロウ"
+
+
+def add_device(broker, ae_title: str, character_set: str) -> None:
+    db.run(site.add_node, ae_title, host="127.0.0.1", port=11999, character_set=character_set, actor="test",
+           now=clock.now())  # fmt: skip
+
+
+def test_a_name_that_does_not_fit_is_shown_in_its_variant_and_the_record_keeps_it(broker):
+    """MWL-19"""
+    add_device(broker, "CT9", "ISO_IR 192")
+    kept = Patient(TAKAHASHI.id, "髙橋^一郎", TAKAHASHI.kana, TAKAHASHI.birth_date, "M")
+    broker.place(order("ACC019", Patient(kept.id, "高橋^一郎", kept.kana, kept.birth_date, "M")))
+    db.run(lambda session: rename(session, "TAKAHASHI^ICHIRO=髙橋^一郎=タカハシ^イチロウ"))
+    _, (item,), _ = find(broker, query(PatientName=""))
+    assert str(item.PatientName) == "TAKAHASHI^ICHIRO=高橋^一郎=タカハシ^イチロウ"
+    _, (item,), _ = find(broker, query(PatientName=""), "CT9")
+    assert str(item.PatientName) == "TAKAHASHI^ICHIRO=髙橋^一郎=タカハシ^イチロウ"
+
+
+def rename(session, name: str) -> None:
+    from broker.mwl import patients
+    from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
+
+    person = PersonCommand((Identifier(TAKAHASHI.id, "HOSP"),), name=name)
+    patients.apply(session, PatientCommand("update", person, cause="ADT^A08"), now=clock.now(), actor="test")
+
+
+@pytest.mark.parametrize("declared", ["ISO_IR 58", "FOO"])
+def test_a_query_in_a_set_that_we_do_not_know_is_still_answered(broker, declared):
+    """MWL-21"""
+    broker.place(order())
+    asked = query(PatientID=YAMADA.id, AccessionNumber="")
+    asked.SpecificCharacterSet = declared
+    assert [item.AccessionNumber for item in find(broker, asked)[1]] == ["ACC001"]
+
+
+def test_an_unknown_optional_key_is_told_by_ff01_and_not_returned(broker):
+    """MWL-22"""
+    broker.place(order())
+    statuses, (item,), _ = find(broker, query(PatientID="", AdmittingDiagnosesDescription=""))
+    assert statuses == [0xFF01, 0x0000]
+    assert "AdmittingDiagnosesDescription" not in item
+    assert item.PatientID == YAMADA.id
+
+
+def test_a_query_retrieve_level_is_refused_and_named(broker):
+    """MWL-24"""
+    statuses, _, answers = find(broker, query(PatientID="", QueryRetrieveLevel="STUDY"))
+    assert statuses == [0xA900]
+    assert answers[0][0].OffendingElement == 0x00080052
+
+
+@pytest.mark.parametrize(
+    "step", [{"ScheduledProcedureStepStartDate": "tomorrow"}, {"ScheduledProcedureStepStartTime": "25"}]
+)
+def test_a_malformed_value_narrows_to_an_error_and_never_widens(broker, step):
+    broker.place(order())
+    statuses, items, _ = find(broker, query(step))
+    assert statuses == [0xA900]
+    assert items == []
+
+
+@pytest.mark.parametrize(
+    "keys", [{"PatientID": "0000012345x"}, {"AccessionNumber": "acc001"}, {"StudyInstanceUID": "1.2.3"}]
+)
+def test_a_value_that_fits_nothing_finds_nothing(broker, keys):
+    broker.place(order())
+    assert find(broker, query(**keys))[1] == []
+
+
+def test_the_keys_that_a_barcode_gives_find_the_one_step(broker):
+    broker.place(order("ACC001", steps=2))
+    broker.place(order("ACC002", SATO))
+    for keys, count in (
+        ({"AccessionNumber": "ACC001"}, 2), ({"RequestedProcedureID": "RACC002"}, 1),
+        ({"StudyInstanceUID": order("ACC001").study_uid}, 2), ({"PatientID": SATO.id}, 1),
+    ):  # fmt: skip
+        assert len(find(broker, query(**keys))[1]) == count, keys
+    assert len(find(broker, query({"ScheduledProcedureStepID": "S2ACC001"}))[1]) == 1
+    assert len(find(broker, query({"ScheduledStationAETitle": "CT1"}))[1]) == 3
+    assert len(find(broker, query({"ScheduledStationAETitle": "MR1"}))[1]) == 0
+
+
+def test_a_cancel_ends_the_answers_and_the_next_query_works(broker):
+    """MWL-27"""
+    for n in range(50):
+        broker.place(order(f"C{n:03}"))
+    said = findscu(broker, "--cancel", "3", "-k", "PatientName", "-k", "ScheduledProcedureStepSequence[0].Modality")
+    assert "Cancel" in said or said.count("Find Response") >= 3
+    assert len(find(broker, query(PatientName=""))[1]) == 50
+
+
+def test_over_the_cap_the_scanner_is_told_and_nothing_is_cut_silently(broker):
+    """MWL-29"""
+    broker.settings.limits.worklist_matches_max = 4
+    for n in range(5):
+        broker.place(order(f"C{n:03}"))
+    statuses, items, answers = find(broker, query(PatientName=""))
+    assert statuses == [0xA700]
+    assert items == []
+    assert answers[0][0].ErrorComment == "too many matches, refine query"
+
+
+def test_a_cancelled_order_leaves_the_worklist(broker):
+    placed = order()
+    broker.place(placed)
+    broker.place(placed, "CA")
+    assert find(broker, query(PatientName=""))[1] == []
+
+
+def test_what_a_device_was_shown_is_recorded(broker):
+    broker.place(order(steps=2))
+    find(broker, query(PatientName=""))
+    find(broker, query(PatientName=""))
+    rows = eventually(lambda: [row for row in broker.rows(OfferedItem) if row.times == 2])
+    assert {(row.ae_title, row.version) for row in rows} == {("CT1", 1)}
+    assert {row.step_pk for row in rows} == {step.pk for step in broker.rows(ScheduledStep)}
+
+
+def test_a_device_without_the_right_is_told_so(broker):
+    db.run(site.add_node, "WS1", host="127.0.0.1", port=1, rights=["store"], actor="test", now=clock.now())
+    statuses, _, _ = find(broker, query(PatientName=""), "WS1")
+    assert statuses == [0x0124]
+
+
+def test_an_unknown_device_is_refused_and_listed(broker):
+    from broker.model.site import UnknownPeer
+
+    with pytest.raises(Refused):
+        broker.modality("STRANGER").worklist()
+    (row,) = eventually(lambda: broker.rows(UnknownPeer))
+    assert (row.ae_title, row.address, row.reason) == ("STRANGER", "127.0.0.1", "unknown AE title")
