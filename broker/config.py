@@ -107,8 +107,7 @@ class Limits(Section):
     header_frame_elements_max: int = 2_000_000  # inside the Per-frame Functional Groups, which grow with the frames
     header_depth_max: int = 16
     header_text_bytes_max: int = 1024 * 1024
-    header_value_bytes_max: int = 4096  # of a text that the gate looks at
-    header_seconds_max: float = 5  # of processor time
+    header_seconds_max: float = 5
     worklist_matches_max: int = 500
     offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
     mllp_connections_max: int = 64

@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 import pytest
+from broker.archive.store import LocalStore, custody_key, make_store, rendition_key
 
 from broker.archive import store
-from broker.archive.store import LocalStore, custody_key, make_store, rendition_key
 from broker.config import Settings
 from broker.errors import ConfigError, DuplicateKey, UnknownKey, Unreadable
 

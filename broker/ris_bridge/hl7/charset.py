@@ -1,109 +1,87 @@
-"""MSH-18 (table 0211): which characters the bytes of a message are.
+"""MSH-18 to text, before anything is split: two-byte codes contain delimiters (conformance.md 5.6, 5.7)."""
 
-Nothing is ever replaced: bytes that the declared set does not have are an error with their position."""
-
-import codecs
 import re
-from collections.abc import Sequence
 
-from broker.errors import InvalidValue
+from broker.dicom import charset as dicom_charset
+from broker.errors import InvalidValue, Unreadable
 
-JIS = "iso-2022-jp"  # ours, below: every codec of Python refuses the vendor rows that Windows senders write
-
-# Term of MSH-18, of a sender's override or of BROKER_HL7__CHARACTER_SET -> Python codec, or JIS.
-TERMS = {
-    "": "ascii", "ASCII": "ascii", "ISO IR6": "ascii",
-    "ISO IR14": JIS, "ISO IR13": JIS, "ISO IR87": JIS, "ISO IR159": JIS, "ISO-2022-JP": JIS,
-    "UNICODE": "utf-8", "UNICODE UTF-8": "utf-8", "UTF-8": "utf-8",
-    "GB 18030-2000": "gb18030", "KS X 1001": "euc_kr", "BIG-5": "big5",
-    "CP932": "cp932", "SHIFT_JIS": "cp932", "WINDOWS-31J": "cp932", "EUC-JP": "euc_jp",
-    **{f"8859/{part}": f"iso8859_{part}" for part in (1, 2, 3, 4, 5, 6, 7, 8, 9, 15)},
+# Table 0211 and what senders write; values are codec names, or the DICOM terms of an ISO 2022 combination.
+CODECS = {
+    "": "ascii", "ASCII": "ascii", "UNICODE UTF-8": "utf_8", "UNICODE": "utf_8", "UTF-8": "utf_8",
+    "GB 18030-2000": "gb18030", "KS X 1001": "euc_kr", "BIG-5": "big5", "CP932": "cp932", "SHIFT_JIS": "cp932",
+    "EUC-JP": "euc_jp", "EUCJP": "euc_jp",
+    **{f"8859/{n}": f"iso8859_{n}" for n in (*range(1, 10), 15)},
 }  # fmt: skip
+JAPANESE = {
+    "ASCII": "ISO 2022 IR 6", "": "ISO 2022 IR 6", "ISO IR6": "ISO 2022 IR 6", "ISO IR14": "ISO 2022 IR 13",
+    "ISO IR13": "ISO 2022 IR 13", "ISO IR87": "ISO 2022 IR 87", "ISO IR159": "ISO 2022 IR 159",
+}  # fmt: skip
+ISO_2022_JP = ("ISO 2022 IR 6", "ISO 2022 IR 13", "ISO 2022 IR 87", "ISO 2022 IR 159")
+KANJI_RUN = re.compile(rb"\x1b\$[@B]((?:[\x21-\x7e]{2})*)")
+VENDOR_ROWS = {13, *range(89, 93)}  # NEC and IBM extensions: 髙, 﨑, ①
 
-_ESCAPE = re.compile(rb"\x1b(\(B|\(J|\(I|\$@|\$B|\$\(B|\$\(D)")
-_DOUBLE = re.compile(rb"([\x21-\x7e]{2})*")
-_KANA = re.compile(rb"[\x21-\x5f]*")
-_HIGH = bytes(byte | 0x80 for byte in range(256))
-_VENDOR_LEADS = {0xAD, 0xF9, 0xFA, 0xFB, 0xFC}  # JIS rows 13 (NEC) and 89-92 (NEC selected IBM), high bit set
 
+def decode(raw: bytes, declared: str, default: str) -> tuple[str, bool]:
+    """Text, and whether vendor rows were in it. declared: MSH-18 as it stands. default: where that is empty.
 
-def codec(terms: Sequence[str]) -> str:
-    """The one codec that reads a message with these repetitions of MSH-18. ASCII is part of all of them."""
+    Raises InvalidValue (error 102) where the bytes are not valid in the set, or the set is unknown."""
+    names = [name.strip().upper().replace("ISO IR ", "ISO IR") for name in (declared or default).split("~")]
+    if names in (["ISO-2022-JP"], ["ISO2022-JP"]):
+        return _japanese(raw, ISO_2022_JP)
+    if len(names) > 1 or names[0] in ("ISO IR87", "ISO IR14", "ISO IR13", "ISO IR159"):
+        unknown = [name for name in names if name not in JAPANESE]
+        if unknown:
+            raise InvalidValue("MSH-18", "names a character set that is not supported", err="102")
+        return _japanese(raw, ("ISO 2022 IR 6", *(JAPANESE[name] for name in names)))
+    codec = CODECS.get(names[0])
+    if codec is None:
+        raise InvalidValue("MSH-18", "names a character set that is not supported", err="102")
     try:
-        named = {TERMS[term.strip().upper()] for term in terms}
-    except KeyError:
-        raise InvalidValue("MSH^1^18", "not a character set of table 0211 that is supported here") from None
-    named = named - {"ascii"} or {"ascii"}
-    if len(named) > 1:
-        raise InvalidValue("MSH^1^18", "these character sets cannot stand in one message")
-    return named.pop()
-
-
-def decode(data: bytes, name: str) -> tuple[str, bool]:
-    """The text, and whether vendor rows were in it. Raises UnicodeDecodeError; `start` is the place in `data`."""
-    if name == JIS:
-        return _decode_jis(data)
-    return data.decode(name), False
-
-
-def _decode_jis(data: bytes) -> tuple[str, bool]:
-    if b"\x1b" not in data:
-        return data.decode("ascii"), False
-    text: list[str] = []
-    vendor = False
-    designated, start = b"(B", 0
-    for match in [*_ESCAPE.finditer(data), None]:
-        end = match.start() if match else len(data)
-        try:
-            part, extended = _run(data[start:end], designated)
-        except UnicodeDecodeError as error:
-            raise UnicodeDecodeError(JIS, data, start + error.start, start + error.end, error.reason) from None
-        text.append(part)
-        vendor = vendor or extended
-        if match:
-            designated, start = match[1], match.end()
-    return "".join(text), vendor
-
-
-def _run(run: bytes, designated: bytes) -> tuple[str, bool]:
-    """One run of bytes between two escape sequences."""
-    if designated in (b"(B", b"(J"):
-        # JIS X 0201 Roman differs in 5C and 7E only. Senders use it as "back to ASCII", and those two bytes are then
-        # HL7's escape and repetition characters, so they are read as such.
-        return run.decode("ascii"), False
-    if designated == b"(I":
-        return _only(run, _KANA).translate(_HIGH).decode("cp932"), False
-    pairs = _only(run, _DOUBLE).translate(_HIGH)
-    if designated == b"$(D":
-        return b"".join(b"\x8f" + pairs[at : at + 2] for at in range(0, len(pairs), 2)).decode("euc_jp"), False
-    try:
-        return pairs.decode("euc_jp"), False
+        return raw.decode(codec), False
     except UnicodeDecodeError:
-        return pairs.decode("euc_jp", "jis-vendor-rows"), True
+        raise InvalidValue("MSH-18", "the message holds bytes that are not valid in this set", err="102") from None
 
 
-def _only(run: bytes, allowed: re.Pattern[bytes]) -> bytes:
-    match = allowed.match(run)
-    assert match
-    if match.end() != len(run):
-        raise UnicodeDecodeError(JIS, run, match.end(), match.end() + 1, "not a code of the designated set")
-    return run
-
-
-def _vendor_row(error: UnicodeError) -> tuple[str, int]:
-    """Codec error handler: one double byte of a vendor row, through cp932."""
-    assert isinstance(error, UnicodeDecodeError)
-    pair = error.object[error.start : error.start + 2]
-    if len(pair) != 2 or pair[0] not in _VENDOR_LEADS:
-        raise error
-    lead, trail = pair[0] & 0x7F, pair[1] & 0x7F
-    # JIS X 0208 to Shift_JIS: two rows share a lead byte.
-    shifted_lead = ((lead - 0x21) >> 1) + (0x81 if lead < 0x5F else 0xC1)
-    shifted_trail = trail + ((0x1F if trail < 0x60 else 0x20) if lead & 1 else 0x7E)
+def _japanese(raw: bytes, terms: tuple[str, ...]) -> tuple[str, bool]:
+    """ISO-2022-JP as Windows senders write it: rows 13 and 89 to 92 are decoded by cp932, kept, and flagged."""
+    raw = raw.replace(b"\x1b$@", b"\x1b$B")
+    parts, at, vendor = [], 0, False
+    kanji_allowed = "ISO 2022 IR 87" in terms
     try:
-        return bytes((shifted_lead, shifted_trail)).decode("cp932"), error.start + 2
-    except UnicodeDecodeError:
-        raise error from None
+        for run in KANJI_RUN.finditer(raw):
+            if not kanji_allowed:
+                raise Unreadable("")
+            parts.append(_plain(raw[at : run.start()], terms))
+            pairs = [run.group(1)[n : n + 2] for n in range(0, len(run.group(1)), 2)]
+            vendor = vendor or any(pair[0] - 0x20 in VENDOR_ROWS for pair in pairs)
+            parts.append("".join(map(_kanji, pairs)))
+            at = run.end()
+            if not raw.startswith(b"\x1b", at):
+                raise Unreadable("")  # the run ends in half a character, or the message inside it
+        parts.append(_plain(raw[at:], terms))
+    except (Unreadable, UnicodeDecodeError):
+        raise InvalidValue("MSH-18", "the message holds bytes that are not valid in this set", err="102") from None
+    return "".join(parts), vendor
 
 
-codecs.register_error("jis-vendor-rows", _vendor_row)
+def _plain(data: bytes, terms: tuple[str, ...]) -> str:
+    return dicom_charset.decode(data, terms, "ST")
+
+
+def _kanji(pair: bytes) -> str:
+    row, cell = pair[0] - 0x20, pair[1] - 0x20
+    if row not in VENDOR_ROWS:
+        return (b"\x1b$B" + pair + b"\x1b(B").decode("iso2022_jp")
+    lead = (row - 1) // 2 + (0x81 if row < 63 else 0xC1)
+    trail = cell + (0x9E if row % 2 == 0 else 0x3F if cell < 64 else 0x40)
+    return bytes((lead, trail)).decode("cp932")
+
+
+def encode(text: str, declared: str, default: str) -> bytes:
+    """For acknowledgements, whose texts of our own are ASCII: what does not fit goes as an HL7 escape-free blank."""
+    try:
+        return text.encode("ascii")
+    except UnicodeEncodeError:
+        name = (declared or default).split("~")[-1].strip().upper()
+        codec = CODECS.get(name, "iso2022_jp" if "IR" in name or "2022" in name else "ascii")
+        return text.encode(codec, "ignore")

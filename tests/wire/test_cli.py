@@ -1,0 +1,143 @@
+"""The command line as an administrator types it: a subprocess each."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.world import today
+
+pytestmark = pytest.mark.usefixtures("database_url")
+
+
+@pytest.fixture
+def broker_command(database_url, tmp_path):
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("BROKER_")},
+        "BROKER_DATABASE_URL": database_url, "BROKER_DATA_DIR": str(tmp_path / "data"),
+        "BROKER_DICOM__PORT": "0", "BROKER_HL7__PORT": "0", "BROKER_HTTP__PORT": "0",
+    }  # fmt: skip
+
+    def command(*arguments: str, status: int = 0, **more: str) -> str:
+        ran = subprocess.run(
+            [sys.executable, "-m", "broker", *arguments], env={**environment, **more}, capture_output=True, text=True,
+            cwd=tmp_path, timeout=60, input=more.get("stdin"),
+        )  # fmt: skip
+        assert ran.returncode == status, ran.stdout + ran.stderr
+        assert "Traceback" not in ran.stderr
+        return ran.stdout if status == 0 else ran.stderr
+
+    command.environment = environment
+    return command
+
+
+def test_a_device_is_added_listed_exported_and_removed(broker_command, tmp_path):
+    assert broker_command("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104", "--modality", "CT") == "added\n"
+    assert (
+        broker_command("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104", "--modality", "CT")
+        == "unchanged\n"
+    )
+    (node,) = json.loads(broker_command("node", "list", "--json"))
+    assert (node["ae_title"], node["rights"]) == ("CT1", ["worklist", "mpps", "store", "commitment"])
+    site = tmp_path / "site.toml"
+    site.write_text(broker_command("site", "export"))
+    broker_command("node", "remove", "CT1")
+    assert broker_command("node", "list") == "none\n"
+    assert broker_command("site", "import", str(site)) == "node CT1: added\n"
+    assert broker_command("site", "import", str(site)) == "node CT1: unchanged\n"
+
+
+def test_a_token_is_printed_once_and_senders_are_kept(broker_command):
+    token = broker_command("token", "create", "--name", "ehr", "--role", "ehr").strip()
+    assert len(token) > 30
+    assert token not in broker_command("token", "list")
+    assert broker_command("sender", "add", "RIS", "--application", "HIS", "--facility", "HOSP") == "added\n"
+    assert json.loads(broker_command("sender", "list", "--json"))[0]["application"] == "HIS"
+
+
+def test_an_order_by_hand_is_on_the_worklist_until_it_is_cancelled(broker_command, tmp_path):
+    body = {
+        "accession_number": "ACC001", "accession_issuer": "RIS",
+        "patient": {"id": "0000012345", "issuer": "HOSP", "birth_date": "1970-01-01", "sex": "M",
+                    "name": {"alphabetic": "YAMADA^TARO", "ideographic": "山田^太郎"}},
+        "requested_procedures": [{"id": "RP001", "description": "胸部CT", "steps": [
+            {"sps_id": "SPS001", "modality": "CT", "station_ae_titles": ["CT1"],
+             "scheduled_start": today().isoformat()}]}],
+    }  # fmt: skip
+    file = tmp_path / "order.json"
+    file.write_text(json.dumps(body), "utf-8")
+    assert broker_command("order", "place", str(file)) == "order 1, accession number ACC001\n"
+    assert broker_command("order", "place", str(file)) == "order 1, accession number ACC001\n"
+    (item,) = json.loads(broker_command("worklist", "list", "--ae", "CT1", "--json"))
+    assert item["patient"]["name"] == "YAMADA^TARO=山田^太郎"
+    assert json.loads(broker_command("order", "show", "1"))["state"] == "SCHEDULED"
+    broker_command("order", "cancel", "1")
+    assert broker_command("worklist", "list") == "none\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "status", "said"),
+    [
+        (("config", "show"), {"BROKER_DICOM__PROT": "1"}, 1, "dicom.prot: no such setting (from BROKER_DICOM__PROT)"),
+        (("node", "remove", "NONE"), {}, 1, "node NONE: is not known here"),
+        (("order", "show", "4711"), {}, 1, "order_id: no such order"),
+        (("order", "place", "nowhere.json"), {}, 1, "nowhere.json: cannot be read"),
+        (("token", "create", "--name", "x", "--role", "king"), {}, 1, "role"),
+        (("serve", "--roles", "cook"), {}, 2, "no such role"),
+        (("node", "add"), {}, 2, "Missing argument"),
+        (("node", "list"), {"BROKER_DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x"}, 1, "is it up?"),
+    ],
+)
+def test_an_error_is_one_sentence_that_says_how_to_mend_it(broker_command, arguments, environment, status, said):
+    assert said in broker_command(*arguments, status=status, **environment).replace("\n", " ")
+
+
+def test_init_makes_the_folder_the_schema_and_one_administrator(broker_command, tmp_path):
+    first = broker_command("init")
+    assert "administrator's token, shown once: " in first
+    assert "exists already" in broker_command("init")
+    assert (tmp_path / "data").is_dir()
+    assert "in order" in broker_command("config", "check")
+
+
+def test_settings_are_shown_with_their_source_and_secrets_masked(broker_command):
+    rows = {
+        row["setting"]: row
+        for row in json.loads(
+            broker_command("config", "show", "--json", BROKER_DATABASE_URL="postgresql+psycopg://u:secret@h/db")
+        )
+    }
+    assert rows["database_url"]["value"] == "postgresql+psycopg://***@h/db"
+    assert rows["database_url"]["source"] == "BROKER_DATABASE_URL"
+    assert rows["dicom.ae_title"]["source"] == "default"
+
+
+def test_serve_says_what_is_open_and_who_cannot_reach_it_and_ends_well(broker_command, tmp_path):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "broker", "serve"], env=broker_command.environment, cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    lines = [running.stdout.readline().strip() for _ in range(6)]
+    assert [line.split()[1] for line in lines[:3]] == ["dicom", "hl7", "http"]
+    assert lines[3] == "DICOM listens on loopback only: no scanner can reach it; set BROKER_DICOM__HOST"
+    port = int(lines[1].split()[2].rpartition(":")[2])
+    socket.create_connection(("127.0.0.1", port)).close()
+    time.sleep(0.2)
+    running.send_signal(signal.SIGTERM)
+    _, said = running.communicate(timeout=40)
+    assert running.returncode == 0
+    assert "Traceback" not in said
+
+
+def test_version_and_help_answer():
+    for arguments in (["version"], ["--help"], ["node", "--help"]):
+        ran = subprocess.run([sys.executable, "-m", "broker", *arguments], capture_output=True, text=True,
+                             cwd=Path(__file__).parent.parent.parent, timeout=60)  # fmt: skip
+        assert ran.returncode == 0
+        assert ran.stdout
