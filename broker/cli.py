@@ -9,12 +9,11 @@ from typing import Annotated, Any
 import typer
 from sqlalchemy.exc import SQLAlchemyError
 
-from broker import __version__, clock, config, db, log, schema, serve, site
+from broker import __version__, clock, config, db, log, schema, site
+from broker.archive import status
 from broker.errors import BrokerError, ConfigError
 from broker.mwl import orders, worklist
-from broker.ris_bridge import rest_orders
-from broker.sim import demo as demo_
-from broker.web import lists_routes
+from broker.ris_bridge import journal, rest_orders
 
 app = typer.Typer(
     help="The link between RIS, devices and archive.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -59,6 +58,8 @@ def _open(config_file: Path | None = None) -> config.Settings:
     log.configure(settings.log_level)
     db.open_engine(settings.database, pool=4)
     schema.prepare()
+    status.configure(settings)
+    db.on_finish(status.publish)
     return settings
 
 
@@ -81,9 +82,11 @@ def _cell(value: Any) -> str:
 
 
 @app.command("serve")
-def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = ",".join(serve.ROLES),
+def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = "web,dicom,hl7,jobs",
            config_file: ConfigFile = None) -> None:  # fmt: skip
     """Run the broker."""
+    from broker import serve  # what only the server needs is loaded for it alone: other verbs answer at once
+
     wanted = roles.split(",")
     unknown = set(wanted) - set(serve.ROLES)
     if unknown:
@@ -93,9 +96,11 @@ def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = ",".
 
 @app.command()
 def demo(once: Annotated[bool, typer.Option(help="End by itself.")] = False,
-         exams: Annotated[int, typer.Option(min=1)] = len(demo_.STORIES)) -> None:  # fmt: skip
+         exams: Annotated[int | None, typer.Option(min=1, help="How many; the stories in turn.")] = None) -> None:  # fmt: skip
     """A live broker and simulators that walk real exams."""
-    raise typer.Exit(demo_.main(once=once, exams=exams))
+    from broker.sim import demo as stories
+
+    raise typer.Exit(stories.main(once=once, exams=exams or len(stories.STORIES)))
 
 
 @app.command()
@@ -274,7 +279,7 @@ def worklist_list(ae: Annotated[str, typer.Option(help="AE title; empty: all")] 
 def message_list(state: str = "", limit: int = 50, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """The journal, newest first."""
     _open(config_file)
-    rows = db.read(lists_routes.messages, state or None, limit)
+    rows = db.read(journal.messages, state or None, limit)
     names = ("id", "received_at", "type", "sender", "state", "error_code", "error_place", "became")
     _show(rows if as_json else [{name: row[name] for name in names} for row in rows], as_json)
 
@@ -283,7 +288,7 @@ def message_list(state: str = "", limit: int = 50, as_json: AsJson = False, conf
 def message_show(message_id: int, config_file: ConfigFile = None) -> None:
     """One message with its bytes and its answer."""
     _open(config_file)
-    row = db.read(lists_routes.message, message_id)
+    row = db.read(journal.message, message_id)
     for name, value in row.items():
         print(f"{name}: {value}" if name not in ("raw", "answer") else f"{name}:\n{value.replace(chr(13), chr(10))}")
 
