@@ -3,11 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
-KILLS ?= 500
-SEED ?= 1
 PYTEST := $(BIN)/pytest
 
-.PHONY: help demo test lint unit wire hostile crash-short crash peers clean
+.PHONY: help demo test lint unit wire hostile peers clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -21,7 +19,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: $(VENV)/ready  ## a broker with a simulated RIS, CT and EHR; ARGS=--once ends by itself
 	$(BIN)/broker demo $(ARGS)
 
-test: lint peers unit wire hostile crash-short  ## everything that must be green
+test: lint peers unit wire hostile  ## everything that must be green
 
 lint: $(VENV)/ready  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
@@ -42,12 +40,6 @@ wire: $(VENV)/ready peers  ## real sockets, foreign clients, exam stories, both 
 
 hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
 	$(PYTEST) tests/hostile
-
-crash-short: $(VENV)/ready  ## 40 kills, crash points, safety properties
-	$(PYTEST) tests/crash tests/safety
-
-crash: $(VENV)/ready  ## the long form: KILLS=500 SEED=1
-	$(BIN)/python -m tests.crash.storm --kills $(KILLS) --seed $(SEED)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -127,7 +127,7 @@ def test_a_jj1017_code_of_32_characters_is_split_into_code_and_context():
 @pytest.mark.parametrize(
     ("old", "new", "code", "place"),
     [
-        ("ACC001^RIS", "ACC00112345678901^RIS", "102", "IPC^1^1^1"), ("ACC001^RIS", "^RIS", "101", "IPC^1^1"),
+        ("IPC|ACC001^RIS", "IPC|ACC00112345678901^RIS", "102", "IPC^1^1^1"), ("IPC|ACC001^RIS", "IPC|^RIS", "101", "IPC^1^1"),
         ("ORC|NW", "ORC|ZZ", "103", "ORC^1^1"), ("|0000012345^", "|^", "101", "PID^1^3"),
         ("TQ1|1||||||", "TQ1|1||||||soon", "102", "TQ1^1^7"),
     ],
