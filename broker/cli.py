@@ -95,8 +95,10 @@ def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = "web
 
 
 @app.command()
-def demo(once: Annotated[bool, typer.Option(help="End by itself.")] = False,
-         exams: Annotated[int | None, typer.Option(min=1, help="How many; the stories in turn.")] = None) -> None:  # fmt: skip
+def demo(
+    once: Annotated[bool, typer.Option(help="End by itself.")] = False,
+    exams: Annotated[int | None, typer.Option(min=1, help="How many; the stories in turn.")] = None,
+) -> None:
     """A live broker and simulators that walk real exams."""
     from broker.sim import demo as stories
 
