@@ -61,5 +61,5 @@ def close_case(
     case.state = advance(CASE, case.state, "resolve")
     case.resolution, case.resolved_at, case.resolved_by = resolution, now, actor
     session.add(case)
-    audit.record(session, "case.resolve", f"case:{case.key}", actor=actor, now=now, **resolution)
+    audit.record(session, "case.resolve", f"case:{case.key}", actor=actor, now=now, resolution=resolution)
     outbox.touch(session, case.order_pk)

@@ -344,9 +344,21 @@ def _by_accession(session: Session, number: str, issuer: str) -> ImagingOrder | 
 
 
 def _refuse_reused_numbers(session: Session, command: OrderCommand) -> None:
-    """A new accession number for a placer and filler number that another order has: two orders for one request."""
-    if command.accession_number and (other := find(session, command)):
-        raise DuplicateKey(command.place or "order", f"its numbers belong to order {other.pk} already")
+    """Another accession number for a placer and filler number that an order has already: two orders for one request.
+    The placer number alone may be shared, where the filler splits what was asked."""
+    for wanted in command.procedures:
+        if not (wanted.placer_number and wanted.filler_number):
+            continue
+        query = select(RequestedProcedure.order_pk).where(
+            RequestedProcedure.placer_number == wanted.placer_number,
+            RequestedProcedure.placer_issuer == wanted.placer_issuer,
+            RequestedProcedure.filler_number == wanted.filler_number,
+            RequestedProcedure.filler_issuer == wanted.filler_issuer,
+        )
+        if (other := session.exec(query).first()) is not None:
+            raise DuplicateKey(
+                command.place or "order", f"its placer and filler number belong to order {other} already"
+            )
 
 
 def _own_procedure(session: Session, order: ImagingOrder, wanted: ProcedureCommand) -> RequestedProcedure | None:
