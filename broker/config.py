@@ -121,6 +121,8 @@ class Limits(Section):
     mllp_idle_seconds_max: float = 24 * 3600
     mllp_frame_seconds_max: float = 30
     http_body_bytes_max: int = 1024 * 1024
+    http_header_bytes_max: int = 16 * 1024
+    http_header_seconds_max: float = 10
     http_threads_max: int = 16
     http_in_flight_max: int = 200
     http_waiters_max: int = 5_000

@@ -21,6 +21,7 @@ from broker.mwl.offered import Recorder
 from broker.ris_bridge import inbox
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.web.app import create_app
+from broker.web.http_protocol import with_limits
 
 ROLES = ("web", "dicom", "hl7", "jobs")
 START_SECONDS_MAX = 30
@@ -111,7 +112,14 @@ class Broker:
         http = self.settings.http
         listening = _listen(http.host, http.port)
         server = uvicorn.Server(
-            uvicorn.Config(create_app(self.settings, self.ports), log_config=None, access_log=False)
+            uvicorn.Config(
+                create_app(self.settings, self.ports),
+                http=with_limits(self.settings.limits),
+                h11_max_incomplete_event_size=self.settings.limits.http_header_bytes_max,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+            )
         )
         thread = threading.Thread(target=server.run, args=([listening],), name="web", daemon=True)
         thread.start()
