@@ -99,23 +99,16 @@ class Limits(Section):
     dicom_pdu_bytes_advertised: int = 128 * 1024
     dicom_pdu_bytes_max: int = 256 * 1024
     dicom_contexts_max: int = 128
-    dicom_transfer_syntaxes_max: int = 64  # in one presentation context
     dicom_command_bytes_max: int = 64 * 1024
     dicom_identifier_bytes_max: int = 1024 * 1024
     dicom_object_bytes_max: int = 4 * 1024**3
     dicom_pipelined_requests_max: int = 16
-    dicom_answer_buffer_bytes: int = 256 * 1024  # answers of one request joined into one write
-    dicom_answers_at_once_max: int = 32  # of one request, before the peer gets its chance to cancel
-    dicom_cancel_seconds: float = 0.01  # that chance; answers are still made meanwhile
-    dicom_linger_seconds_max: float = 2  # for the peer to read an A-ABORT or A-ASSOCIATE-RJ
     header_elements_max: int = 20_000
     header_frame_elements_max: int = 2_000_000  # inside the Per-frame Functional Groups, which grow with the frames
     header_depth_max: int = 16
     header_text_bytes_max: int = 1024 * 1024
-    header_value_bytes_max: int = 4096  # of a text that the gate looks at
-    header_seconds_max: float = 5  # of processor time
+    header_seconds_max: float = 5
     worklist_matches_max: int = 500
-    mpps_elements_max: int = 200_000  # a performed step lists every image of the exam, three elements each
     offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
     mllp_connections_max: int = 64
     mllp_connections_per_address_max: int = 16
@@ -128,6 +121,8 @@ class Limits(Section):
     mllp_idle_seconds_max: float = 24 * 3600
     mllp_frame_seconds_max: float = 30
     http_body_bytes_max: int = 1024 * 1024
+    http_header_bytes_max: int = 16 * 1024
+    http_header_seconds_max: float = 10
     http_threads_max: int = 16
     http_in_flight_max: int = 200
     http_waiters_max: int = 5_000
@@ -135,18 +130,11 @@ class Limits(Section):
     list_items_max: int = 500
     staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
     staging_free_soft_percent: float = 15
-    staging_probe_seconds: float = 10  # a volume that failed is tried again no more often
-    refused_objects_max: int = 1_000  # kept to be looked at, oldest out first
-    refused_bytes_max: int = 1024**3
-    refused_keep_seconds: float = 7 * 24 * 3600
     database_wait_seconds_max: float = 10
     database_pool_connections: int = 40
     lease_seconds: float = 60
     job_seconds_between: float = 2
     commit_batch_studies_max: int = 8
-    commit_retry_seconds_max: float = 300
-    archive_partial_seconds_max: float = 3600  # a copy under way that is older was left by somebody who was killed
-    rendition_header_bytes_max: int = 512 * 1024**2  # loaded to write a rendition: all but the pixels
     stop_seconds_max: float = 30
 
 

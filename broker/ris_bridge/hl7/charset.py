@@ -34,6 +34,8 @@ def decode(raw: bytes, declared: str, default: str) -> tuple[str, bool]:
             raise InvalidValue("MSH-18", "names a character set that is not supported", err="102")
         return _japanese(raw, ("ISO 2022 IR 6", *(JAPANESE[name] for name in names)))
     codec = CODECS.get(names[0])
+    if codec is not None and b"\x1b" in raw:  # ISO 2022 under another name would read as other text
+        raise InvalidValue("MSH-18", "the message holds escape sequences that this set does not have", err="102")
     if codec is None:
         raise InvalidValue("MSH-18", "names a character set that is not supported", err="102")
     try:

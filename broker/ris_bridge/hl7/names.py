@@ -4,6 +4,7 @@ from broker.config import Site
 from broker.mwl import kana
 from broker.ris_bridge.hl7.message import Segment, part
 
+UNSAFE = str.maketrans("\\^=¥", "/  /")
 # XPN: (family, given, middle, suffix, prefix, representation) by component; XCN shifts by one, its code is XCN.15.
 XPN, XCN = (1, 2, 3, 4, 5, 8), (2, 3, 4, 5, 6, 15)
 
@@ -28,4 +29,4 @@ def person(segment: Segment, number: int, site: Site, components: tuple[int, ...
 
 def _clean(value: str) -> str:
     """No delimiter of DICOM's inside a component (conformance.md 1.6)."""
-    return value.translate(str.maketrans({"\\": "/", "^": " ", "=": " ", "¥": "/"})).strip()
+    return value.translate(UNSAFE).strip()
