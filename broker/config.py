@@ -107,8 +107,10 @@ class Limits(Section):
     header_frame_elements_max: int = 2_000_000  # inside the Per-frame Functional Groups, which grow with the frames
     header_depth_max: int = 16
     header_text_bytes_max: int = 1024 * 1024
-    header_seconds_max: float = 5
+    header_value_bytes_max: int = 4096  # of a text that the gate looks at
+    header_seconds_max: float = 5  # of processor time
     worklist_matches_max: int = 500
+    mpps_elements_max: int = 200_000  # a performed step lists every image of the exam, three elements each
     offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
     mllp_connections_max: int = 64
     mllp_connections_per_address_max: int = 16
@@ -130,11 +132,18 @@ class Limits(Section):
     list_items_max: int = 500
     staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
     staging_free_soft_percent: float = 15
+    staging_probe_seconds: float = 10  # a volume that failed is tried again no more often
+    refused_objects_max: int = 1_000  # kept to be looked at, oldest out first
+    refused_bytes_max: int = 1024**3
+    refused_keep_seconds: float = 7 * 24 * 3600
     database_wait_seconds_max: float = 10
     database_pool_connections: int = 40
     lease_seconds: float = 60
     job_seconds_between: float = 2
     commit_batch_studies_max: int = 8
+    commit_retry_seconds_max: float = 300
+    archive_partial_seconds_max: float = 3600  # a copy under way that is older was left by somebody who was killed
+    rendition_header_bytes_max: int = 512 * 1024**2  # loaded to write a rendition: all but the pixels
     stop_seconds_max: float = 30
 
 

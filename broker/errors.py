@@ -45,9 +45,30 @@ class EmptyField(MissingField):
     title = "required and empty"
 
 
+class MissingUid(MissingField):
+    """A data set that cannot be filed anywhere. 0xC001: our own, conformance.md 3.1."""
+
+    wire = Wire(0x0120, 0xC001, "AE", "101", 422)
+    title = "UID required and absent"
+
+
 class InvalidValue(BrokerError):
     wire = Wire(0x0106, 0xA900, "AE", "103", 422)
     title = "not an acceptable value"
+
+
+class OtherInstance(InvalidValue):
+    """0xA901: our own, conformance.md 3.1."""
+
+    wire = Wire(0x0117, 0xA901, "AE", "103", 422)
+    title = "the data set is another SOP instance than the command says"
+
+
+class InvalidInstance(InvalidValue):
+    """A SOP Instance UID that is no UID (PS3.7 C.5.11)."""
+
+    wire = Wire(0x0117, 0xA900, "AE", "103", 422)
+    title = "is no UID"
 
 
 class UnknownKey(BrokerError):
@@ -78,6 +99,13 @@ class Unsupported(BrokerError):
 class NoRoom(BrokerError):
     wire = Wire(0x0213, 0xA700, "AE", "207", 503)
     title = "no room: send again later"
+
+
+class DatabaseAway(NoRoom):
+    """0xA702: our own, conformance.md 3.1."""
+
+    wire = Wire(0x0213, 0xA702, "AE", "207", 503)
+    title = "database away: send again later"
 
 
 class TooMany(BrokerError):

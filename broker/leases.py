@@ -47,3 +47,13 @@ def release_study(session: Session, pk: int, *, not_before: dt.datetime | None =
         .where(col(Study.pk) == pk, col(Study.lease_owner) == OWNER)
         .values(lease_owner="", lease_until=None, not_before=not_before)
     )
+
+
+def renew_study(session: Session, pk: int, *, now: dt.datetime, seconds: float) -> bool:
+    """Hold on to a claimed study; False where it is no longer ours."""
+    held = session.exec(
+        update(Study)
+        .where(col(Study.pk) == pk, col(Study.lease_owner) == OWNER)
+        .values(lease_until=now + dt.timedelta(seconds=seconds))
+    )
+    return held.rowcount == 1

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 import uvicorn
 
 from broker import __version__, access, audit, clock, db, log, schema, site
-from broker.archive import status
+from broker.archive import recovery, status
+from broker.archive import scp as archive_scp
+from broker.archive.staging import Staging
 from broker.config import Settings
 from broker.dicom import verification
 from broker.dicom.listener import Listener
 from broker.dicom.service import Registry
 from broker.errors import ConfigError
+from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
 from broker.ris_bridge import inbox
@@ -36,7 +39,7 @@ class Broker:
         self._stops: list[Callable[[], None]] = []  # run in reverse order of the start
 
     def start(self) -> None:
-        """A failed start leaves nothing running."""
+        """Recovery finishes before any port opens (durability.md 1.4). A failed start leaves nothing running."""
         try:
             self._start()
         except BaseException:
@@ -45,6 +48,9 @@ class Broker:
 
     def _start(self) -> None:
         self._open_database()
+        self._staging = Staging(self.settings)
+        report = recovery.recover(self.settings, self._staging)
+        log.get().info("recovery.done", **report.counts())
         if "dicom" in self.roles:
             self._start_dicom()
         if "hl7" in self.roles:
@@ -84,9 +90,11 @@ class Broker:
         for offers in (
             verification.offers(),
             mwl_scp.offers(self.settings, recorder),
+            mpps_scp.offers(self.settings),
         ):
             for sop_class, offer in offers:
                 registry.add(sop_class, offer)
+        archive_scp.register(registry, self.settings, self._staging)
         listener = Listener(self.settings, registry, access.find_node, access.address_allowed, access.note_refusal)
         listener.start()
         self._stops.append(lambda: listener.stop(self.settings.limits.stop_seconds_max))

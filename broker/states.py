@@ -59,6 +59,7 @@ INSTANCE = _table(
     ("STAGED", "store", "STORED"),
     ("STORED", "purge", "PURGED"),
     ("STAGED|HELD", "reject", "REJECTED"),
+    ("REJECTED", "restore", "HELD"),  # a person takes the rejection back
     ("STORED", "hide", "HIDDEN"),
     ("HIDDEN", "show", "STORED"),
 )

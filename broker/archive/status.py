@@ -6,12 +6,12 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import update
+from sqlalchemy import ColumnElement, and_, exists, or_, update
 from sqlmodel import Session, col, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker import clock, outbox
 from broker.config import Settings
@@ -21,7 +21,9 @@ from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStati
 from broker.model.patients import PatientIdentifier
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
 from broker.model.status import Counter, OrderStatus, StatusChange
+from broker.mpps.rules import WRONG_ENTRY
 
+T = TypeVar("T")
 FEED = "status_change"
 MISSING_SHOWN_MAX = 1_000  # SOP Instance UIDs in images.missing
 FINISHED = ("COMPLETED", "DISCONTINUED", "CANCELED", "EXPIRED", "NO_SHOW")
@@ -31,6 +33,8 @@ ENDED_WITHOUT_IMAGES = {
     "EXPIRED": "EXPIRED",
     "NO_SHOW": "NO_SHOW",
 }
+UNDECIDED = ("RECEIVING", "RECONCILING", "IN_REVIEW")  # of a study
+GONE = ("REJECTED", "PURGED")  # of an instance
 EVENTS = {
     "SCHEDULED": "order.scheduled", "ARRIVED": "order.arrived", "IN_PROGRESS": "order.started",
     "ACQUIRED": "order.acquired", "HELD": "order.held", "AVAILABLE": "order.available", "REPORTED": "order.reported",
@@ -48,11 +52,11 @@ def configure(settings: Settings) -> None:
 
 @dataclass(frozen=True)
 class Facts:
-    """steps: their states. expected, available: SOP Instance UIDs. held: reasons."""
+    """steps: their states. expected, received, available: SOP Instance UIDs. held: reasons."""
 
     steps: Sequence[str]
     expected: frozenset[str] = frozenset()
-    received: int = 0
+    received: frozenset[str] = frozenset()
     available: frozenset[str] = frozenset()
     held: Sequence[str] = ()
     reported: bool = False
@@ -69,7 +73,7 @@ def state_of(facts: Facts) -> str:
         return next(
             ENDED_WITHOUT_IMAGES[one] for one in ("DISCONTINUED", "CANCELED", "NO_SHOW", "EXPIRED") if one in steps
         )
-    if "STARTED" in steps or ("COMPLETED" in steps and not all_ended):
+    if "STARTED" in steps or (not all_ended and (facts.available or steps & {"COMPLETED", "DISCONTINUED"})):
         return "IN_PROGRESS"
     if all_ended:
         if complete:
@@ -108,7 +112,8 @@ def publish(session: Session) -> None:
 
 
 def _renewed(session: Session, order_pk: int) -> OrderStatus | None:
-    row = session.exec(select(OrderStatus).where(OrderStatus.order_pk == order_pk).with_for_update()).first()
+    """The lock comes before the look: of two transactions that change one order the later sees what the first did."""
+    row = session.exec(_fresh(select(OrderStatus).where(OrderStatus.order_pk == order_pk).with_for_update())).first()
     document = _derive(session, order_pk)
     if row is not None:
         before = json.loads(row.document)
@@ -125,22 +130,32 @@ def _renewed(session: Session, order_pk: int) -> OrderStatus | None:
     return row
 
 
+def _fresh(query: SelectOfScalar[T]) -> SelectOfScalar[T]:
+    """Rows as they are now, not as this session met them before it waited for a lock."""
+    return query.execution_options(populate_existing=True)
+
+
 def _derive(session: Session, order_pk: int) -> dict[str, Any]:
-    order = session.get_one(ImagingOrder, order_pk)
+    order = session.exec(_fresh(select(ImagingOrder).where(ImagingOrder.pk == order_pk))).one()
     procedures = session.exec(
-        select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk).order_by(col(RequestedProcedure.pk))
-    ).all()
+        _fresh(select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk))
+        .order_by(col(RequestedProcedure.pk))
+    ).all()  # fmt: skip
     steps = session.exec(
-        select(ScheduledStep).where(ScheduledStep.order_pk == order_pk).order_by(col(ScheduledStep.pk))
+        _fresh(select(ScheduledStep).where(ScheduledStep.order_pk == order_pk)).order_by(col(ScheduledStep.pk))
     ).all()
     performed = _performed(session, [step.key for step in steps])
-    facts, announced, missing = _facts(session, order, steps, performed)
+    images = _images(session, order, procedures, performed)
+    facts = Facts(
+        steps=[step.status for step in steps], expected=images.expected, received=images.received,
+        available=images.available, held=images.held, reported=order.reported_at is not None,
+    )  # fmt: skip
     leading = session.exec(
-        select(PatientIdentifier)
+        select(PatientIdentifier.value, PatientIdentifier.issuer)
         .where(PatientIdentifier.patient_pk == order.patient_pk)
         .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
     ).first()
-    uids = _study_uids(session, order_pk, procedures)
+    uids = list(dict.fromkeys([*(one.study_instance_uid for one in procedures), *images.study_uids]))
     return {
         "order_id": order_pk,
         "accession_number": order.accession_number,
@@ -150,70 +165,99 @@ def _derive(session: Session, order_pk: int) -> dict[str, Any]:
              "filler_order_number": one.filler_number}
             for one in procedures
         ],
-        "patient": {"id": leading.value if leading else "", "issuer": leading.issuer if leading else ""},
+        "patient": {"id": leading[0] if leading else "", "issuer": leading[1] if leading else ""},
         "state": state_of(facts),
         "steps": [_step(session, step, performed) for step in steps],
         "study_instance_uids": uids,
-        "images": {"announced": announced, "received": facts.received, "available": len(facts.available),
-                   "missing": missing[:MISSING_SHOWN_MAX]},
+        "images": {"announced": images.announced, "received": len(facts.received), "available": len(facts.available),
+                   "missing": sorted(facts.expected - facts.received)[:MISSING_SHOWN_MAX]},
         "held": {"reasons": list(facts.held)} if facts.held else None,
-        "links": _links(order, uids),
+        "links": _links(order_pk, next(iter([*images.study_uids, *uids]), None)),
     }  # fmt: skip
 
 
 def _performed(session: Session, step_pks: list[int]) -> list[tuple[int, PerformedStep]]:
+    """(step, MPPS) of those that the steps follow."""
     query = (
         select(PerformedStepLink.step_pk, PerformedStep)
         .where(PerformedStepLink.performed_pk == PerformedStep.pk)
         .where(col(PerformedStepLink.step_pk).in_(step_pks), col(PerformedStepLink.propagated))
         .order_by(col(PerformedStep.pk))
     )
-    return list(session.exec(query).all())
+    return list(session.exec(query.execution_options(populate_existing=True)).all())
 
 
-def _facts(
-    session: Session, order: ImagingOrder, steps: Sequence[ScheduledStep], performed: list[tuple[int, PerformedStep]]
-) -> tuple[Facts, int, list[str]]:
-    """Expected: the instances of all final MPPS; without MPPS, all received."""
-    keys = sorted({one.key for _, one in performed if one.status != "IN PROGRESS"})
-    announced = {
-        uid
-        for uids in session.exec(
-            select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(keys))
-        )
-        for uid in uids
-    }
-    studies = select(StudyOrder.study_pk).where(StudyOrder.order_pk == order.pk)
-    instances = session.exec(
-        select(Instance.sop_instance_uid, Instance.state).where(
-            col(Instance.study_pk).in_(studies), col(Instance.conflict_of).is_(None)
-        )
-    ).all()
-    received = {uid for uid, _ in instances}
-    available = frozenset(uid for uid, state in instances if state == "STORED")
-    rejected = {uid for uid, state in instances if state in ("REJECTED", "HIDDEN", "PURGED")}
-    expected = (frozenset(announced) if announced else frozenset(received)) - rejected
-    cases = session.exec(
-        select(ReconciliationCase).where(
-            ReconciliationCase.order_pk == order.pk, ReconciliationCase.kind == "study",
-            ReconciliationCase.state != "RESOLVED",
-        )
-    ).all()  # fmt: skip
-    held = [reason for case in cases for reason in case.reasons] or ["waits for a person"] * bool(cases)
-    facts = Facts(
-        steps=[step.status for step in steps], expected=expected, received=len(received), available=available,
-        held=held, reported=order.reported_at is not None,
-    )  # fmt: skip
-    return facts, len(announced), sorted(expected - received)
+@dataclass(frozen=True)
+class Images:
+    """SOP Instance UIDs. study_uids: of the studies that were decided for the order, aliases included."""
+
+    announced: int
+    expected: frozenset[str]
+    received: frozenset[str]
+    available: frozenset[str]
+    study_uids: Sequence[str]
+    held: Sequence[str]
 
 
-def _study_uids(session: Session, order_pk: int, procedures: Sequence[RequestedProcedure]) -> list[str]:
-    own = session.exec(
-        select(Study.study_instance_uid)
-        .where(StudyOrder.study_pk == Study.pk, StudyOrder.order_pk == order_pk)
+def _images(
+    session: Session,
+    order: ImagingOrder,
+    procedures: Sequence[RequestedProcedure],
+    performed: Sequence[tuple[int, PerformedStep]],
+) -> Images:
+    """Expected: the instances of all final MPPS; without MPPS, all received. What a person rejected is not expected."""
+    announced = _announced(session, [one for _, one in performed])
+    planned = {one.study_instance_uid for one in procedures} | {one.study_instance_uid for _, one in performed}
+    linked = session.exec(select(StudyOrder.study_pk).where(StudyOrder.order_pk == order.pk)).all()
+    found = session.exec(
+        select(Study.pk, Study.study_instance_uid, Study.state, Study.flags)
+        .where(or_(col(Study.pk).in_(linked), _unlinked(planned)))
         .order_by(col(Study.pk))
     ).all()
-    return list(dict.fromkeys([*(one.study_instance_uid for one in procedures), *own]))
+    here = [pk for pk, _, state, flags in found if pk in linked or (state in UNDECIDED and "UNSCHEDULED" not in flags)]
+    instances = session.exec(
+        select(Instance.study_pk, Instance.sop_instance_uid, Instance.state).where(
+            col(Instance.study_pk).in_([pk for pk, *_ in found]), col(Instance.conflict_of).is_(None)
+        )
+    ).all()
+    gone = {uid for _, uid, state in instances if state in GONE}
+    received = frozenset(uid for study_pk, uid, state in instances if study_pk in here and state not in GONE)
+    available = frozenset(uid for study_pk, uid, state in instances if study_pk in linked and state == "STORED")
+    return Images(
+        announced=len(announced),
+        expected=frozenset(announced or received) - gone,
+        received=received,
+        available=available,
+        study_uids=[uid for pk, uid, *_ in found if pk in linked],
+        held=_held(session, order, here),
+    )
+
+
+def _announced(session: Session, performed: Sequence[PerformedStep]) -> set[str]:
+    """What final MPPS name. One that was made from the wrong worklist item (110514) promises nothing to this order."""
+    final = {
+        one.key for one in performed
+        if one.status != "IN PROGRESS" and (one.discontinuation_code, one.discontinuation_scheme) != WRONG_ENTRY
+    }  # fmt: skip
+    named = select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(final))
+    return {uid for uids in session.exec(named) for uid in uids}
+
+
+def _unlinked(uids: set[str]) -> ColumnElement[bool]:
+    """Images that name the order by its Study UID belong to it until somebody decides otherwise."""
+    elsewhere = exists().where(col(StudyOrder.study_pk) == col(Study.pk))
+    return and_(col(Study.study_instance_uid).in_(uids), ~elsewhere)
+
+
+def _held(session: Session, order: ImagingOrder, study_pks: Sequence[int | None]) -> list[str]:
+    """Reasons of the open cases about images of the order."""
+    reasons = session.exec(
+        select(ReconciliationCase.reasons)
+        .where(ReconciliationCase.kind == "study", ReconciliationCase.state != "RESOLVED")
+        .where(or_(col(ReconciliationCase.order_pk) == order.pk, col(ReconciliationCase.study_pk).in_(study_pks)))
+        .order_by(col(ReconciliationCase.pk))
+    ).all()
+    return [reason for each in reasons for reason in each or ["waits for a person"]]
 
 
 def _step(session: Session, step: ScheduledStep, performed: list[tuple[int, PerformedStep]]) -> dict[str, Any]:
@@ -236,13 +280,12 @@ def _step(session: Session, step: ScheduledStep, performed: list[tuple[int, Perf
     }  # fmt: skip
 
 
-def _links(order: ImagingOrder, uids: list[str]) -> dict[str, str]:
+def _links(order_pk: int, study_uid: str | None) -> dict[str, str | None]:
     """Keys and UIDs only (invariant 8)."""
-    number = quote(order.accession_number, safe="")
     return {
-        "viewer": f"/IHEInvokeImageDisplay?requestType=STUDY&accessionNumber={number}",
-        "dicomweb": f"/dicom-web/studies/{uids[0]}" if uids else "/dicom-web/studies",
-        "fhir": f"/fhir/ServiceRequest/{order.pk}",
+        "viewer": f"/IHEInvokeImageDisplay?requestType=STUDY&studyUID={study_uid}" if study_uid else None,
+        "dicomweb": f"/dicom-web/studies/{study_uid}" if study_uid else None,
+        "fhir": f"/fhir/ServiceRequest/{order_pk}",
     }
 
 
@@ -309,7 +352,9 @@ def _condition(name: str, value: str) -> Any:
     if name == "placer_order_number":
         return col(ImagingOrder.pk).in_(procedures.where(RequestedProcedure.placer_number == value))
     if name == "study_instance_uid":
-        return col(ImagingOrder.pk).in_(procedures.where(RequestedProcedure.study_instance_uid == value))
+        aliases = select(StudyOrder.order_pk).where(StudyOrder.study_pk == Study.pk, Study.study_instance_uid == value)
+        planned = procedures.where(RequestedProcedure.study_instance_uid == value)
+        return or_(col(ImagingOrder.pk).in_(planned), col(ImagingOrder.pk).in_(aliases))
     if name == "updated_since":
         try:
             at = dt.datetime.fromisoformat(value)

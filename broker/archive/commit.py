@@ -1,0 +1,227 @@
+"""Accepted studies into the archive: verified copies first, then the rows, staging last (durability.md 1.4, step 8).
+
+Whoever is killed between two steps leaves what the next pass finds, verifies and finishes: a copy has the same key at
+every try, the rows change in one transaction, and only what they call stored is taken out of staging."""
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.dataset import Dataset
+from sqlmodel import Session, col, select
+
+from broker import __version__, audit, clock, db, ids, leases, log, outbox
+from broker.archive import plan, rendition
+from broker.archive.changes import changes_for
+from broker.archive.coerce import Record, coerce
+from broker.archive.plan import Plan
+from broker.archive.store import Store, custody_key, make_store, rendition_key
+from broker.config import Settings
+from broker.errors import BrokerError, Unreadable
+from broker.model.images import Instance, Study, StudyOrder
+from broker.states import INSTANCE, STUDY, advance
+
+ACTOR = "broker"
+IDENTITY = {"PatientName", "PatientID", "PatientBirthDate", "PatientSex"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Verified files of one instance. rendition_*: empty where nothing is coerced."""
+
+    store_key: str
+    store_sha256: str
+    rendition_key: str = ""
+    rendition_sha256: str = ""
+
+
+def work(settings: Settings) -> int:
+    """One pass over accepted studies; how many were claimed."""
+    make_store(settings).sweep(settings.limits.archive_partial_seconds_max)
+    purge(settings)
+    claimed = 0
+    while claimed < settings.limits.commit_batch_studies_max and (study_pk := _claim(settings)) is not None:
+        claimed += 1
+        try:
+            commit_study(settings, study_pk)
+        except (BrokerError, OSError) as error:
+            log.get().error("study.commit_failed", study=study_pk, error=type(error).__name__, reason=str(error))
+            db.run(_postpone, study_pk, now=clock.now(), seconds_max=settings.limits.commit_retry_seconds_max)
+        else:  # what is staged at another node is that node's to store: let it have its turn
+            wait = dt.timedelta(seconds=settings.limits.job_seconds_between)
+            db.run(leases.release_study, study_pk, not_before=clock.now() + wait)
+    return claimed
+
+
+def commit_study(settings: Settings, study_pk: int) -> None:
+    """Store what is decided. An instance that cannot be copied keeps the study open; the others become available."""
+    made = db.read(plan.make_plan, study_pk, _node(settings))
+    if made is None:
+        return
+    stored, failure = _copy_all(settings, made)
+    db.run(mark_stored, made, stored, now=clock.now())
+    purge(settings, study_pk)
+    if failure:
+        raise failure
+
+
+def _node(settings: Settings) -> str:
+    """Who we are; nobody before anything was received here (archive/staging.py)."""
+    path = settings.data_dir / "node.id"
+    return path.read_text() if path.exists() else ""
+
+
+def _claim(settings: Settings) -> int | None:
+    now = clock.now()
+    claimed = db.run(
+        leases.claim_studies, ("ACCEPTED",), now=now, seconds=settings.limits.lease_seconds, limit=1, quiet_since=now
+    )
+    return claimed[0] if claimed else None
+
+
+def _postpone(session: Session, study_pk: int, *, now: dt.datetime, seconds_max: float) -> None:
+    """Back off: 2, 4, 8 … seconds."""
+    study = db.lock(session, Study, study_pk)
+    study.attempts += 1
+    session.add(study)
+    wait = min(2.0**study.attempts, seconds_max)
+    leases.release_study(session, study_pk, not_before=now + dt.timedelta(seconds=wait))
+
+
+# Copies: files only, no transaction
+
+
+def _copy_all(settings: Settings, made: Plan) -> tuple[dict[int, Stored], BrokerError | None]:
+    """Verified files by instance, and the first failure that concerns one instance alone."""
+    store, seconds = make_store(settings), settings.limits.lease_seconds
+    stored: dict[int, Stored] = {}
+    failure: BrokerError | None = None
+    renew_at = clock.now() + dt.timedelta(seconds=seconds / 2)
+    for instance in made.instances:
+        if (now := clock.now()) > renew_at:
+            db.run(leases.renew_study, made.study_pk, now=now, seconds=seconds)
+            renew_at = now + dt.timedelta(seconds=seconds / 2)
+        try:
+            stored[instance.key] = copy_instance(settings, store, made, instance)
+        except BrokerError as error:
+            log.get().error("instance.not_stored", instance=instance.key, error=type(error).__name__, reason=str(error))
+            failure = failure or error
+    return stored, failure
+
+
+def copy_instance(settings: Settings, store: Store, made: Plan, instance: Instance) -> Stored:
+    """Put the received bytes, and the rendition where the decision wants one, into the archive."""
+    if instance.store_key:  # hidden for a while: its bytes are there already
+        key, sha256 = instance.store_key, instance.store_sha256
+        if store.sha256(key) != sha256:
+            raise Unreadable(f"archive {key}", "does not have the hash that it was stored with")
+    else:
+        path = settings.staging_dir / instance.staged_key
+        key, sha256 = custody_key(instance.key, instance.sha256), _verified(path, instance)
+        store.put(key, path, sha256)
+    with store.open(key) as source:
+        return Stored(key, sha256, *_render(settings, store, made, instance, source))
+
+
+def _verified(path: Path, instance: Instance) -> str:
+    """SHA-256 of the staged file, whose data set must be the one that was received."""
+    try:
+        with path.open("rb") as file:
+            received, whole = rendition.digests(file)
+    except FileNotFoundError:
+        raise Unreadable(f"instance {instance.pk}", "its file is not in staging") from None
+    if received != instance.sha256:
+        raise Unreadable(f"instance {instance.pk}", "its staged bytes do not have the hash they were received with")
+    return whole
+
+
+def _render(settings: Settings, store: Store, made: Plan, instance: Instance, source: BinaryIO) -> tuple[str, str]:
+    """Key and SHA-256 of the coerced rendition, empty where nothing changes."""
+    if made.target is None:
+        return "", ""
+    target = made.target
+
+    def change(ds: Dataset) -> Dataset:
+        changes = changes_for(ds, target, only_name=made.only_name, by_person=made.by_person)
+        corrected = made.by_person and bool(IDENTITY & changes.keys())
+        # The decision's time: the same bytes at every try.
+        record = Record(
+            "CORRECT" if corrected else "COERCE", instance.source_ae, _system(settings), made.decided_at,
+            settings.site.timezone,
+        )  # fmt: skip
+        return coerce(ds, changes, record)
+
+    aside = settings.staging_dir / "in" / f"{ids.file_name()}.part"
+    try:
+        sha256 = rendition.render(
+            source, aside, instance.transfer_syntax_uid, change, settings.limits.rendition_header_bytes_max
+        )
+        if sha256 is None:
+            return "", ""
+        key = rendition_key(instance.key, sha256)
+        store.put(key, aside, sha256)
+        return key, sha256
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _system(settings: Settings) -> str:
+    return f"BROKER {settings.dicom.ae_title} {__version__}"
+
+
+# Rows
+
+
+def mark_stored(session: Session, made: Plan, stored: dict[int, Stored], *, now: dt.datetime) -> bool:
+    """The rows of what was copied; False, and nothing, where the study has been decided anew or merged meanwhile."""
+    study = db.lock(session, Study, made.study_pk)
+    decision = plan.latest_decision(session, study.key)
+    if study.state != "ACCEPTED" or decision is None or decision.key != made.decision_pk:
+        return False
+    if study.patient_pk != made.patient_pk:
+        return False
+    waiting = plan.pending(session, study.key, decision)
+    done = [instance for instance in waiting if instance.key in stored]
+    for instance in done:
+        files = stored[instance.key]
+        instance.state = advance(INSTANCE, instance.state, "show" if instance.state == "HIDDEN" else "store")
+        instance.store_key, instance.store_sha256 = files.store_key, files.store_sha256
+        instance.rendition_key, instance.rendition_sha256 = files.rendition_key, files.rendition_sha256
+        session.add(instance)
+    if len(done) == len(waiting):
+        study.state = advance(STUDY, study.state, "store")
+        study.archived_at, study.attempts = now, 0
+        session.add(study)
+    audit.record(
+        session, "study.archive", f"study:{study.key}", actor=ACTOR, now=now, decision=decision.key, stored=len(done),
+        coerced=sum(bool(stored[instance.key].rendition_key) for instance in done), waiting=len(waiting) - len(done),
+    )  # fmt: skip
+    for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study.key)).all():
+        outbox.touch(session, order_pk)
+    return True
+
+
+# Staging, last
+
+
+def purge(settings: Settings, study_pk: int | None = None) -> None:
+    """Take out of staging what the rows call stored (invariant 7); also what somebody who was killed left."""
+    while gone := db.read(_purgeable, study_pk, settings.limits.list_items_max):
+        for _, key in gone:
+            (settings.staging_dir / key).unlink(missing_ok=True)
+        db.run(_forget_staged, [pk for pk, _ in gone])
+
+
+def _purgeable(session: Session, study_pk: int | None, limit: int) -> Sequence[tuple[int, str]]:
+    query = select(Instance.pk, Instance.staged_key).where(Instance.staged_key > "", Instance.store_key > "")
+    if study_pk is not None:
+        query = query.where(Instance.study_pk == study_pk)
+    return [(pk, key) for pk, key in session.exec(query.limit(limit)).all() if pk is not None]
+
+
+def _forget_staged(session: Session, instance_pks: Sequence[int]) -> None:
+    for instance in session.exec(select(Instance).where(col(Instance.pk).in_(instance_pks))).all():
+        instance.staged_key = ""
+        session.add(instance)
