@@ -18,8 +18,8 @@ RULES = "rules"  # Decision.by of a decision that no person made
 
 @dataclass(frozen=True)
 class Plan:
-    """by_person: a person gave the study to an order. target: what the study was accepted for; None where it keeps its own word. instances: to be stored from this
-    node's staging, or to be shown again after they were hidden."""
+    """by_person: a person gave the study to an order. target: what the study was accepted for; None where it keeps its
+    own word. instances: to be stored from this node's staging, or to be shown again after they were hidden."""
 
     study_pk: int
     patient_pk: int | None
