@@ -110,6 +110,7 @@ class Limits(Section):
     header_value_bytes_max: int = 4096  # of a text that the gate looks at
     header_seconds_max: float = 5  # of processor time
     worklist_matches_max: int = 500
+    case_candidates_max: int = 50  # open orders of the patients that a held study names
     mpps_elements_max: int = 200_000  # a performed step lists every image of the exam, three elements each
     offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
     mllp_connections_max: int = 64
@@ -140,6 +141,8 @@ class Limits(Section):
     database_pool_connections: int = 40
     lease_seconds: float = 60
     job_seconds_between: float = 2
+    decide_batch_studies_max: int = 20
+    decide_retry_seconds: float = 60  # after a study that could not be decided
     commit_batch_studies_max: int = 8
     commit_retry_seconds_max: float = 300
     archive_partial_seconds_max: float = 3600  # a copy under way that is older was left by somebody who was killed

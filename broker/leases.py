@@ -5,9 +5,8 @@ A claim is one conditional UPDATE, so that two processes can never both win a ro
 import datetime as dt
 import os
 import socket
-from collections.abc import Sequence
 
-from sqlalchemy import or_, update
+from sqlalchemy import ColumnElement, or_, update
 from sqlmodel import Session, col, select
 
 from broker.model.images import Study
@@ -16,12 +15,12 @@ OWNER = f"{socket.gethostname()}:{os.getpid()}"
 
 
 def claim_studies(
-    session: Session, states: Sequence[str], *, now: dt.datetime, seconds: float, limit: int, quiet_since: dt.datetime
+    session: Session, which: ColumnElement[bool], *, now: dt.datetime, seconds: float, limit: int
 ) -> list[int]:
-    """Keys of at most `limit` studies in one of `states`, quiet since that time, now leased to this process."""
+    """Keys of at most `limit` studies for which `which` holds, now leased to this process."""
     due = (
         select(Study.pk)
-        .where(col(Study.state).in_(states), col(Study.last_received_at) <= quiet_since)
+        .where(which)
         .where(or_(col(Study.lease_until).is_(None), col(Study.lease_until) < now))
         .where(or_(col(Study.not_before).is_(None), col(Study.not_before) <= now))
         .order_by(col(Study.last_received_at))

@@ -74,10 +74,8 @@ def _node(settings: Settings) -> str:
 
 
 def _claim(settings: Settings) -> int | None:
-    now = clock.now()
-    claimed = db.run(
-        leases.claim_studies, ("ACCEPTED",), now=now, seconds=settings.limits.lease_seconds, limit=1, quiet_since=now
-    )
+    accepted = col(Study.state) == "ACCEPTED"
+    claimed = db.run(leases.claim_studies, accepted, now=clock.now(), seconds=settings.limits.lease_seconds, limit=1)
     return claimed[0] if claimed else None
 
 

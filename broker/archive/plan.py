@@ -59,6 +59,16 @@ def latest_decision(session: Session, study_pk: int) -> Decision | None:
     ).first()
 
 
+def latest_acceptance(session: Session, study_pk: int) -> Decision | None:
+    """The last decision that let objects of the study into the archive."""
+    return session.exec(
+        select(Decision)
+        .where(Decision.study_pk == study_pk, col(Decision.outcome).in_(("A", "C")))
+        .order_by(col(Decision.pk).desc())
+        .limit(1)
+    ).first()
+
+
 def pending(session: Session, study_pk: int, decision: Decision) -> list[Instance]:
     """All that is staged, and what a person's decision released from being hidden. Never a conflicting copy."""
     released = set(decision.facts.get("released", ()))

@@ -48,6 +48,12 @@ def grade(a: str, b: str) -> Grade:
     return "N4"
 
 
+def lacks_given(a: str, b: str) -> bool:
+    """Whether one of two names has no given name in any group while the other has one."""
+    has_a, has_b = (any(group[1] for group in _groups(name)) for name in (a, b))
+    return bool(_groups(a) and _groups(b)) and has_a != has_b
+
+
 Parts = tuple[str, str, str]  # family, given, middle; prefix and suffix do not count
 
 
