@@ -79,11 +79,9 @@ def database_url(premises: Premises) -> str:
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[None]:
+def database(premises: Premises, database_url: str) -> None:
     """`db.run` and `db.read` work; nothing listens."""
-    db.open_engine(database_url)
-    yield
-    db.close_engine()
+    premises.open_engine()
 
 
 @pytest.fixture
