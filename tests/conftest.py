@@ -1,18 +1,18 @@
 """What every test stands on: a database of each kind, and a broker on real sockets."""
 
-import contextlib
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sqlalchemy import create_engine, text
 
 from broker import config, db, schema
+from tests.databases import Database, PostgresDatabase, SqliteDatabase
+from tests.house import House
+from tests.premises import Premises, make_settings
 
 DATABASES = ["sqlite", "postgresql"]
 
@@ -57,38 +57,31 @@ def postgresql(workshop: Path) -> Iterator[str]:
     server.cleanup()
 
 
-@contextlib.contextmanager
-def fresh_database(kind: str, request: pytest.FixtureRequest, folder: Path) -> Iterator[str]:
-    """A database of that kind at the newest schema, gone afterwards."""
-    if kind == "sqlite":
-        path = folder / "broker.sqlite3"
-        shutil.copy(request.getfixturevalue("sqlite_template"), path)
-        yield f"sqlite:///{path}"
-        return
-    url = request.getfixturevalue("postgresql")
-    name = f"t{uuid.uuid4().hex}"
-    admin = create_engine(url, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE template_broker"))
-    yield url.replace("/postgres?", f"/{name}?")
-    with admin.connect() as connection:
-        connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    admin.dispose()
-
-
-@pytest.fixture(params=DATABASES)
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """Every test that asks for this runs twice: on SQLite and on PostgreSQL."""
-    with fresh_database(request.param, request, tmp_path) as url:
-        yield url
+@pytest.fixture(scope="session", params=DATABASES)
+def premises(request: pytest.FixtureRequest, workshop: Path) -> Iterator[Premises]:
+    """Every test that stands on this runs twice: on SQLite and on PostgreSQL. Of the session, so that pytest runs all
+    tests of one kind before the other begins."""
+    made: Database
+    if request.param == "sqlite":
+        made = SqliteDatabase(request.getfixturevalue("sqlite_template"), workshop)
+    else:
+        made = PostgresDatabase(request.getfixturevalue("postgresql"), "template_broker")
+    premises = Premises(made, workshop)
+    yield premises
+    premises.leave()
+    made.remove()
 
 
 @pytest.fixture
-def database(database_url: str) -> Iterator[None]:
+def database_url(premises: Premises) -> str:
+    """A database at the newest schema without a row of another test; nobody else works in it."""
+    return premises.empty_database()
+
+
+@pytest.fixture
+def database(premises: Premises, database_url: str) -> None:
     """`db.run` and `db.read` work; nothing listens."""
-    db.open_engine(database_url)
-    yield
-    db.close_engine()
+    premises.open_engine()
 
 
 @pytest.fixture
@@ -97,21 +90,11 @@ def settings(database_url: str, tmp_path: Path) -> config.Settings:
     return make_settings(database_url, tmp_path)
 
 
-def make_settings(database_url: str, folder: Path) -> config.Settings:
-    settings = config.Settings(data_dir=folder / "data", database_url=database_url)
-    settings.dicom.port = settings.hl7.port = settings.http.port = 0
-    settings.reconcile.settle_seconds = 0.3
-    settings.limits.job_seconds_between = 0.2
-    settings.limits.staging_free_bytes_min = 1024 * 1024
-    return settings
-
-
 @pytest.fixture
-def broker(settings: config.Settings) -> Iterator[Any]:
-    """A running broker with the devices of the small world, and the simulators that talk to it."""
-    from tests.house import House
+def broker(premises: Premises) -> Iterator[House]:
+    """A running broker with the devices of the small world, and the simulators that talk to it.
 
-    house = House(settings)
-    house.open()
-    yield house
-    house.close()
+    One broker serves many tests: between them it is set back to what it was when it had just started. A test that
+    restarts it, changes its settings or leaves it busy gives it up, and the next test gets a new one."""
+    yield premises.house()
+    premises.set_back()

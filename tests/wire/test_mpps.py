@@ -146,23 +146,18 @@ def test_a_fixed_attribute_is_ignored_with_a_warning_that_names_it(broker, exam)
 
 
 def test_a_report_about_nothing_known_is_refused(broker):
-    assert update(broker.modality(), Dataset(), "1.2.7").Status == 0x0112
+    said = Dataset()
+    said.PerformedProcedureStepDescription = "head"
+    assert update(broker.modality(), said, "1.2.7").Status == 0x0112
     assert get(broker.modality(), "1.2.7")[0] == 0x0112
 
 
 def test_a_strict_device_is_held_to_every_type(broker, exam):
     """MPP-09"""
     modality, item = exam
-    db.run(
-        site.add_node,
-        "CT1",
-        host="127.0.0.1",
-        port=11999,
-        mpps_strict=True,
-        actor="test",
-        now=clock.now(),
-        replace=True,
-    )
+    now = clock.now()
+    db.run(site.remove_node, "CT1", actor="test", now=now)
+    db.run(site.add_node, "CT1", host="127.0.0.1", port=11999, mpps_strict=True, actor="test", now=now)
     uid = eventually(lambda: strict_start(modality, item))
     said = modality.final(modality.images(item))
     del said.PerformedProcedureStepEndDate

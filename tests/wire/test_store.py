@@ -252,8 +252,7 @@ def test_four_devices_send_one_study_at_once_and_nothing_is_mixed_up(broker):
 
     def work(mine: list[Dataset], ae_title: str) -> None:
         with sender(broker, mine[0], ae_title=ae_title) as one:
-            for ds in mine:
-                statuses.append(one.send(ds.SOPClassUID, ds.SOPInstanceUID, encoded(ds))[0])
+            statuses.extend(one.send(ds.SOPClassUID, ds.SOPInstanceUID, encoded(ds))[0] for ds in mine)
 
     threads = [
         threading.Thread(target=work, args=(mine, title))
