@@ -18,6 +18,7 @@ from broker.dicom import verification
 from broker.dicom.listener import Listener
 from broker.dicom.service import Registry
 from broker.errors import ConfigError
+from broker.jobs import Jobs
 from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
@@ -57,6 +58,8 @@ class Broker:
             self._start_hl7()
         if "web" in self.roles:
             self._start_web()
+        if "jobs" in self.roles:
+            self._run(Jobs(self.settings))
         self._note("process.start")
         self._stops.append(lambda: self._note("process.stop"))
 
@@ -140,7 +143,7 @@ class Broker:
         self._stops.append(stop)
         self.ports["http"] = listening.getsockname()[1]
 
-    def _run(self, worker: Recorder) -> None:
+    def _run(self, worker: Recorder | Jobs) -> None:
         worker.start()
         self._stops.append(worker.stop)
 
