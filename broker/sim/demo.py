@@ -3,6 +3,7 @@
 Every step prints its evidence; the table at the end says which state each story had to end in and which it reached."""
 
 import datetime as dt
+import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -11,33 +12,36 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from pydicom.dataset import Dataset
+from sqlmodel import Session, select
 
 from broker import clock, config, db, ids, log, site
+from broker.model.images import Instance
 from broker.serve import Broker
 from broker.sim.ehr import Ehr
-from broker.sim.modality import Modality
+from broker.sim.modality import Modality, evidence
 from broker.sim.ris import Order, Patient, Ris, Step, code_of, omi
 
 YAMADA = Patient("0000012345", "山田^太郎", "ヤマダ^タロウ", "19700101", "M")
 SATO = Patient("0000023456", "佐藤^花子", "サトウ^ハナコ", "19850315", "F")
 SUZUKI = Patient("0000034567", "鈴木^一郎", "スズキ^イチロウ", "19601224", "M")
+TANAKA = Patient("0000056789", "田中^美咲", "タナカ^ミサキ", "19920704", "F")
 WAIT_SECONDS = 60
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """expected, reached: the state that the story names, and that the EHR saw. offered: items on the worklist."""
+    """expected, reached: what the story names (a state, or `no order`). archived: pictures in the archive."""
 
     story: str
     accession: str
     expected: str
     reached: str
-    offered: int
-    offered_expected: int
+    archived: int
+    archived_expected: int
 
     @property
     def ok(self) -> bool:
-        return self.expected == self.reached and self.offered == self.offered_expected
+        return self.expected == self.reached and self.archived == self.archived_expected
 
 
 class Stage:
@@ -90,46 +94,129 @@ class Stage:
             self.say(f"CT1       worklist: nothing for {order.accession}")
         return items
 
+    def send(self, images: Sequence[Dataset]) -> None:
+        for image, status in zip(images, self.ct.store(images), strict=True):
+            uid, digest = evidence(image)
+            self.say(f"CT1       C-STORE {uid} sha256 {digest[:16]} -> {status:04X}")
+
     def reached(self, order: Order, state: str) -> str:
         """The state that the EHR sees, once it is the expected one or the wait is over."""
         document = self.ehr.wait_for(order.accession, state, WAIT_SECONDS)
-        self.say(f"EHR       {order.accession} {document.get('state')} version {document.get('version')}")
+        images = document.get("images", {})
+        self.say(
+            f"EHR       {order.accession} {document.get('state')} version {document.get('version')}, "
+            f"pictures available {images.get('available')} of {images.get('announced') or images.get('received')}"
+        )
         return str(document.get("state"))
+
+    def archived(self, images: Sequence[Dataset]) -> int:
+        """How many of these are in the archive with the bytes that were sent; prints each file's hash."""
+        found = 0
+        for image in images:
+            uid, digest = evidence(image)
+            rows = db.read(_instances, uid)
+            for row in rows:
+                path = Path(self.broker.settings.archive.removeprefix("file://")) / row.store_key
+                if row.state == "STORED" and row.sha256 == digest and path.is_file():
+                    found += 1
+                    file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                    self.say(f"ARCHIVE   {uid} file sha256 {file_digest[:16]}")
+        return found
+
+
+def _instances(session: Session, uid: str) -> list[Instance]:
+    return list(session.exec(select(Instance).where(Instance.sop_instance_uid == uid)).all())
 
 
 def normal_ct(stage: Stage) -> Outcome:
-    """A CT with Japanese names becomes a worklist item"""
+    """A CT with Japanese names, from the order to the open picture"""
     order = stage.order(YAMADA)
     stage.place(order)
     items = stage.item(order)
-    return Outcome(
-        normal_ct.__doc__ or "", order.accession, "SCHEDULED", stage.reached(order, "SCHEDULED"), len(items), 1
-    )
+    mpps = stage.ct.start(items)
+    stage.say(f"CT1       N-CREATE IN PROGRESS {mpps}")
+    images = stage.ct.images(items[0], 3, mpps_uid=mpps)
+    stage.send(images)
+    stage.ct.finish(mpps, images)
+    stage.say(f"CT1       N-SET COMPLETED, {len(images)} pictures named")
+    state = stage.reached(order, "AVAILABLE")
+    return Outcome(normal_ct.__doc__ or "", order.accession, "AVAILABLE", state, stage.archived(images), 3)
 
 
 def two_steps(stage: Stage) -> Outcome:
     """Two steps in one order: plain and contrast CT"""
     order = stage.order(SATO, steps=2)
     stage.place(order)
-    items = stage.item(order)
-    return Outcome(
-        two_steps.__doc__ or "", order.accession, "SCHEDULED", stage.reached(order, "SCHEDULED"), len(items), 2
-    )
+    everything = []
+    for item in stage.item(order):
+        mpps = stage.ct.start([item])
+        images = stage.ct.images(item, 2, mpps_uid=mpps)
+        stage.send(images)
+        stage.ct.finish(mpps, images)
+        stage.say(f"CT1       step {item.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID} COMPLETED")
+        everything += images
+    state = stage.reached(order, "AVAILABLE")
+    return Outcome(two_steps.__doc__ or "", order.accession, "AVAILABLE", state, stage.archived(everything), 4)
 
 
 def cancelled(stage: Stage) -> Outcome:
-    """An order that is cancelled leaves the worklist"""
+    """An order that is cancelled before the exam"""
     order = stage.order(SUZUKI)
     stage.place(order)
     stage.item(order)
     stage.place(order, "CA")
     left = stage.item(order)
+    state = stage.reached(order, "CANCELLED")
     return Outcome(
-        cancelled.__doc__ or "", order.accession, "CANCELLED", stage.reached(order, "CANCELLED"), len(left), 0
+        cancelled.__doc__ or "", order.accession, "CANCELLED", state if not left else "still on the worklist", 0, 0
     )
 
 
-STORIES: tuple[Callable[[Stage], Outcome], ...] = (normal_ct, two_steps, cancelled)
+def unscheduled(stage: Stage) -> Outcome:
+    """An unscheduled exam: no order, so it waits for a person"""
+    order = stage.order(TANAKA)  # never sent: it only names the patient
+    mpps = stage.ct.start([], PatientID=order.patient.id, PatientName="TANAKA^MISAKI")
+    images = stage.ct.images(
+        None, 1, mpps_uid=mpps, PatientID=order.patient.id, PatientName="TANAKA^MISAKI",
+        PatientBirthDate=order.patient.birth_date, PatientSex=order.patient.sex,
+    )  # fmt: skip
+    stage.send(images)
+    stage.ct.finish(mpps, images)
+    held = _held(stage, images[0].StudyInstanceUID)
+    return Outcome(unscheduled.__doc__ or "", "-", "HELD", held, stage.archived(images), 0)
+
+
+def wrong_patient(stage: Stage) -> Outcome:
+    """A picture of another patient with this order's Study UID: it must not reach the archive"""
+    order = stage.order(YAMADA)
+    stage.place(order)
+    items = stage.item(order)
+    mpps = stage.ct.start(items)
+    images = stage.ct.images(
+        items[0], 1, mpps_uid=mpps, PatientID=SUZUKI.id, PatientName="SUZUKI^ICHIRO",
+        PatientBirthDate=SUZUKI.birth_date,
+    )  # fmt: skip
+    stage.send(images)
+    stage.ct.finish(mpps, images)
+    state = stage.reached(order, "HELD")
+    _held(stage, images[0].StudyInstanceUID)
+    return Outcome(wrong_patient.__doc__ or "", order.accession, "HELD", state, stage.archived(images), 0)
+
+
+def _held(stage: Stage, study_uid: str) -> str:
+    """`HELD` once a case for that study is open at the desk; prints its reasons."""
+    deadline = clock.now() + dt.timedelta(seconds=WAIT_SECONDS)
+    pause = threading.Event()
+    while clock.now() < deadline:
+        for case in stage.ehr.cases():
+            if case.get("study_instance_uid") == study_uid:
+                stage.say(f"DESK      case {case['id']} {case['level']}: {'; '.join(case['reasons'])}")
+                return "HELD"
+        pause.wait(0.2)
+    return "no case"
+
+
+STORIES: tuple[Callable[[Stage], Outcome], ...] = (normal_ct, two_steps, cancelled, unscheduled, wrong_patient)
 
 
 def main(*, once: bool = False, exams: int = len(STORIES), say: Callable[[str], None] = print) -> int:
@@ -177,11 +264,11 @@ def _walk(stage: Stage, exams: int) -> list[Outcome]:
 
 
 def _table(outcomes: Sequence[Outcome], say: Callable[[str], None]) -> None:
-    say(f"\n{'accession':<12}{'must end':<12}{'ended':<12}{'offered':<10}{'':<7}story")
+    say(f"\n{'accession':<12}{'must end':<12}{'ended':<12}{'archived':<10}{'':<7}story")
     for one in outcomes:
-        offered = f"{one.offered} of {one.offered_expected}"
+        pictures = f"{one.archived} of {one.archived_expected}"
         verdict = "ok" if one.ok else "WRONG"
-        say(f"{one.accession:<12}{one.expected:<12}{one.reached:<12}{offered:<10}{verdict:<7}{one.story}")
+        say(f"{one.accession:<12}{one.expected:<12}{one.reached:<12}{pictures:<10}{verdict:<7}{one.story}")
     wrong = sum(not one.ok for one in outcomes)
     say(f"\n{len(outcomes)} exams, {len(outcomes) - wrong} as their story says, {wrong} not.")
 

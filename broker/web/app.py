@@ -20,7 +20,7 @@ from broker.model.images import ReconciliationCase
 from broker.model.messages import Message
 from broker.model.site import UnknownPeer
 from broker.model.status import OrderStatus
-from broker.web import errors, lists_routes, status_routes
+from broker.web import cases_routes, errors, lists_routes, status_routes
 from broker.web.auth import here_or_token, open_to_all
 from broker.web.limits import Bounded
 from broker.web.live import Live
@@ -42,6 +42,7 @@ def create_app(settings: Settings, ports: Mapping[str, int]) -> FastAPI:
     app.state.live, app.state.settings, app.state.ports = live, settings, ports
     app.include_router(status_routes.router)
     app.include_router(lists_routes.router)
+    app.include_router(cases_routes.router)
     _plain_routes(app, settings, ports)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     errors.install(app)

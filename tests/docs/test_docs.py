@@ -7,7 +7,10 @@ import pytest
 from typer.main import get_command
 
 from broker import cli, config
+from broker.archive import decide, detectors
 from broker.dicom import verification
+from broker.dicom.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
+from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.ris_bridge.inbox import EFFECTS
 
@@ -26,10 +29,21 @@ def test_every_setting_is_documented_with_its_default():
 
 
 def test_every_sop_class_that_is_offered_is_in_the_statement():
-    offers = [*verification.offers(), *mwl_scp.offers(config.Settings(), None)]
-    assert {uid for uid, _ in offers} == set(
-        re.findall(r"\| (1\.2\.840\.[0-9.]+) \|", text("docs/conformance/dicom.md"))
-    )
+    settings = config.Settings()
+    offers = [*verification.offers(), *mwl_scp.offers(settings, None), *mpps_scp.offers(settings)]
+    statement = text("docs/conformance/dicom.md")
+    assert {uid for uid, _ in offers} == set(re.findall(r"\| (1\.2\.840\.[0-9.]+) \|", statement))
+    assert f"all {len(STORAGE_CLASSES)} storage classes" in statement
+    assert set(TRANSFER_SYNTAXES) == set(re.findall(r"`(1\.2\.840\.[0-9.]+)`", statement))
+
+
+def test_every_row_and_detector_of_the_gate_is_in_the_statement():
+    statement = text("docs/conformance/reconciliation.md")
+    for rule in decide.TABLE:
+        assert re.search(rf"^\| {re.escape(rule.row)} \|", statement, re.M), rule.row
+    assert re.findall(r"(D[0-9]+) \(not yet\)", statement) == list(detectors.MISSING)
+    for name in detectors.DETECTORS:
+        assert name in statement
 
 
 def test_every_message_type_that_is_taken_is_in_the_statement():

@@ -75,7 +75,10 @@ def test_what_a_device_leaves_out_is_filled_in_where_the_table_says_so(broker, e
         for image in images:
             image.SpecificCharacterSet = "ISO_IR 192"
     scanner.store(images)
-    assert eventually(lambda: broker.rows(Study)[0].state == "ARCHIVED"), (decision(broker).row, decision(broker).reasons)
+    assert eventually(lambda: broker.rows(Study)[0].state == "ARCHIVED"), (
+        decision(broker).row,
+        decision(broker).reasons,
+    )
     assert (decision(broker).row, decision(broker).outcome) == (row, outcome)
     assert len({image.SOPInstanceUID for image in images}) == 2
     assert ids.valid_uid(images[0].StudyInstanceUID)

@@ -209,9 +209,9 @@ def test_text_that_was_none_in_its_character_set_is_kept_as_bytes_in_the_nonconf
     """PS3.3 C.12.1.1.9: the previous value is empty in (0400,0550) and stands raw in (0400,0551)."""
     shift_jis = "胸部検査".encode("cp932")
     item = Dataset()
-    item.ScheduledProcedureStepDescription = "XXXXXXXX"
+    item.ScheduledProcedureStepDescription = "ZZZZZZXX"
     data = encoded(image(charset=None, InstitutionName="YYYYYYYY", RequestAttributesSequence=[item]))
-    data = data.replace(b"YYYYYYYY", shift_jis).replace(b"XXXXXXXX", shift_jis)
+    data = data.replace(b"YYYYYYYY", shift_jis).replace(b"ZZZZZZXX", shift_jis)
     ds = rendered(data, {"PatientName": YAMADA.name})
     record = original(ds)
     assert record.ModifiedAttributesSequence[0]["InstitutionName"].is_empty

@@ -1,0 +1,68 @@
+"""What waits for a person: listed, decided, taken back (contract.md 4)."""
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import BaseModel, ConfigDict, Field
+
+from broker import clock, db
+from broker.archive import cases
+from broker.web.auth import Principal, needs
+
+QUALITY = needs("qc")
+router = APIRouter(prefix="/api/v1/cases", dependencies=[Depends(QUALITY)])
+REASON_CHARACTERS_MAX = 1_000
+
+
+class Resolution(BaseModel):
+    """order_id, sps_id: for match. code: for reject."""
+
+    model_config = ConfigDict(extra="forbid")
+    action: str
+    order_id: int | None = None
+    sps_id: str | None = None
+    code: str | None = None
+    reason: Annotated[str, Field(max_length=REASON_CHARACTERS_MAX)] = ""
+
+
+class Undo(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    reason: Annotated[str, Field(max_length=REASON_CHARACTERS_MAX)] = ""
+
+
+@router.get("")
+def listing(
+    request: Request,
+    state: Literal["OPEN", "TAKEN", "RESOLVED"] | None = None,
+    limit: Annotated[int, Query(ge=1)] = 100,
+    after: int = 0,
+) -> dict[str, Any]:
+    limit = min(limit, request.app.state.settings.limits.list_items_max)
+    items, following = db.read(cases.listing, state, limit, after)
+    return {"items": items, "next": following}
+
+
+@router.get("/{case_id}")
+def one(case_id: int) -> dict[str, Any]:
+    return db.read(cases.get, case_id)
+
+
+@router.post("/{case_id}/resolve")
+def resolve(
+    request: Request, case_id: int, wanted: Resolution, who: Annotated[Principal, Depends(QUALITY)]
+) -> dict[str, Any]:
+    """The case afterwards: RESOLVED, or TAKEN where a second person must say the same."""
+    db.run(
+        cases.resolve, case_id, wanted.action, principal=who.name, is_person=who.is_person, now=clock.now(),
+        settings=request.app.state.settings, order_id=wanted.order_id, sps_id=wanted.sps_id, code=wanted.code,
+        reason=wanted.reason,
+    )  # fmt: skip
+    return db.read(cases.get, case_id)
+
+
+@router.post("/{case_id}/undo")
+def undo(case_id: int, wanted: Undo, who: Annotated[Principal, Depends(QUALITY)]) -> dict[str, Any]:
+    db.run(
+        cases.undo, case_id, principal=who.name, is_person=who.is_person, now=clock.now(), reason=wanted.reason
+    )  # fmt: skip
+    return db.read(cases.get, case_id)
