@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from broker.archive.facts import Item, Offer, Seen, StudyFacts
 from broker.archive.grades import SAME_NAME
-from broker.archive.links import Links, names_series
+from broker.archive.links import Links
 from broker.mwl import names, normalise
 
 MISSING = ("D5", "D6", "D7", "D9", "D13", "D15")
@@ -139,9 +139,12 @@ def _who(patients: Sequence[int], patient_id: str) -> object:
 
 def other_report(facts: StudyFacts, links: Links) -> str:
     """D14: two MPPS about the same series, from different steps."""
-    about = [set(one.steps) for one in facts.performed if one.steps and names_series(one, facts)]
-    disjoint = any(not a & b for n, a in enumerate(about) for b in about[n + 1 :])
-    return "two performed procedure steps of different items name the same series" if disjoint else ""
+    about = [one for one in facts.performed if one.steps]
+    twice = any(
+        set(a.series) & set(b.series) and not set(a.steps) & set(b.steps)
+        for n, a in enumerate(about) for b in about[n + 1 :]
+    )  # fmt: skip
+    return "two performed procedure steps of different items name the same series" if twice else ""
 
 
 DETECTORS: dict[str, Callable[[StudyFacts, Links], str]] = {

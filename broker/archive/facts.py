@@ -143,7 +143,6 @@ class StudyFacts:
     study_uid: str
     now: dt.datetime
     seen: tuple[Seen, ...]
-    series: tuple[str, ...] = ()
     items: tuple[Item, ...] = ()
     people: tuple[Person, ...] = ()
     performed: tuple[Performed, ...] = ()

@@ -59,7 +59,6 @@ class Gathering:
             study_uid=self.study.study_instance_uid,
             now=self.now,
             seen=tuple(seen),
-            series=tuple(one.series_instance_uid for one in self.series),
             items=tuple(items),
             people=tuple(people),
             performed=tuple(performed),

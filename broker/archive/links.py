@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from broker.archive.facts import Item, Performed, Seen, StudyFacts
+from broker.archive.facts import Item, Seen, StudyFacts
 from broker.mwl import normalise
 
 # A person may have been wrong, a device may not continue: NO_SHOW and EXPIRED are open, ON_HOLD is not.
@@ -131,7 +131,3 @@ def accession_agrees(seen: Seen, items: Iterable[Item]) -> bool:
     numbers = {normalise.plain(item.accession_number) for item in items}
     said = normalise.plain(seen.accession_number)
     return not said or said in numbers or numbers == {""}
-
-
-def names_series(performed: Performed, facts: StudyFacts) -> bool:
-    return bool(set(performed.series) & set(facts.series))

@@ -82,3 +82,19 @@ def test_what_a_device_leaves_out_is_filled_in_where_the_table_says_so(broker, e
     assert (decision(broker).row, decision(broker).outcome) == (row, outcome)
     assert len({image.SOPInstanceUID for image in images}) == 2
     assert ids.valid_uid(images[0].StudyInstanceUID)
+
+
+def test_two_steps_of_one_order_make_one_study_that_becomes_available(broker):
+    broker.place(world.order("ACC002", steps=2))
+    scanner = broker.modality("CT1")
+    first, second = eventually(scanner.worklist)
+    sent = []
+    for item in (first, second):
+        uid = scanner.start([item])
+        images = scanner.images(item, 2, mpps_uid=uid)
+        scanner.store(images)
+        scanner.finish(uid, images)
+        sent += images
+    document = broker.status("ACC002", "AVAILABLE")
+    assert document["images"]["available"] == len(sent)
+    assert [step["state"] for step in document["steps"]] == ["COMPLETED", "COMPLETED"]
