@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+KILLS ?= 40
 PYTEST := $(BIN)/pytest
 
-.PHONY: help demo test lint unit wire hostile peers clean
+.PHONY: help demo test lint unit wire hostile crash peers clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -19,7 +20,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: $(VENV)/ready  ## a broker with a simulated RIS, CT and EHR; ARGS=--once ends by itself
 	$(BIN)/broker demo $(ARGS)
 
-test: lint peers unit wire hostile  ## everything that must be green
+test: lint peers unit wire hostile crash  ## everything that must be green
 
 lint: $(VENV)/ready  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
@@ -40,6 +41,9 @@ wire: $(VENV)/ready peers  ## real sockets, foreign clients, exam stories, both 
 
 hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
 	$(PYTEST) tests/hostile
+
+crash: $(VENV)/ready  ## kill -9 at every durable effect, then KILLS=40 times in a storm; nothing acknowledged is lost
+	$(PYTEST) -rP tests/crash --kills $(KILLS)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

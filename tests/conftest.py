@@ -17,6 +17,11 @@ from tests.premises import Premises, make_settings
 DATABASES = ["sqlite", "postgresql"]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--kills", type=int, default=40, help="how often the storm kills the broker")
+    parser.addoption("--seed", type=int, default=0, help="of the storm; 0 makes a new one")
+
+
 @pytest.fixture(scope="session")
 def workshop() -> Iterator[Path]:
     """A folder for the whole run. Not pytest's own: PostgreSQL's user must be able to enter it."""

@@ -86,6 +86,8 @@ class House:
         for path in self._found() - self._files:
             path.unlink()
         access.forget()
+        for recorder in self._parts[Recorder]:
+            recorder.forget()
         for scheduler in self._parts[BackgroundScheduler]:
             scheduler.resume()
 

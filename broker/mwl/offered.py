@@ -1,8 +1,11 @@
-"""What each device was shown, written within a second after the answer (detectors D3, D9, D10 live on it)."""
+"""What each device was shown (detectors D3, D9, D10 live on it).
+
+The first time that a device is shown an item is on record before its query is answered to the end, so that no crash
+lets an exam look as if its item had been made up. How often it was shown again is written a little later."""
 
 import datetime as dt
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sqlmodel import Session, col, select
 
@@ -19,6 +22,7 @@ class Recorder:
 
     def __init__(self, settings: Settings) -> None:
         self._pending: dict[Key, tuple[dt.datetime, dt.datetime, int]] = {}
+        self._recorded: set[Key] = set()  # have their row
         self._max = settings.limits.offer_queue_max
         self._lock, self._writing, self._stopping = threading.Lock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
@@ -31,15 +35,15 @@ class Recorder:
         self._thread.join()
         self.flush()
 
-    def note(self, ae_title: str, items: Iterable[tuple[int, int]], at: dt.datetime) -> None:
+    def note(self, ae_title: str, items: Sequence[tuple[int, int]], at: dt.datetime) -> None:
         """items: (step, version)."""
         with self._lock:
             for step_pk, version in items:
                 first, _, times = self._pending.get((ae_title, step_pk, version), (at, at, 0))
                 self._pending[ae_title, step_pk, version] = (first, at, times + 1)
-            full = len(self._pending) >= self._max
-        if full:
-            self.flush()
+            urgent = len(self._pending) >= self._max or not self._pending.keys() <= self._recorded
+        if urgent:
+            self._try_to_flush()
 
     def flush(self) -> None:
         with self._writing:
@@ -53,13 +57,26 @@ class Recorder:
                 with self._lock:
                     self._pending = {**batch, **self._pending}
                 raise
+            with self._lock:
+                if len(self._recorded) >= self._max:
+                    self._recorded = set()
+                self._recorded |= batch.keys()
+
+    def forget(self) -> None:
+        """Ask the table again which rows there are."""
+        with self._lock:
+            self._recorded = set()
+
+    def _try_to_flush(self) -> None:
+        """A device gets its worklist even while nothing can be written."""
+        try:
+            self.flush()
+        except Exception:  # kept, and written at the next turn
+            log.get().exception("offers.write")
 
     def _run(self) -> None:
         while not self._stopping.wait(FLUSH_SECONDS):
-            try:
-                self.flush()
-            except Exception:  # kept, and written at the next turn
-                log.get().exception("offers.write")
+            self._try_to_flush()
 
 
 def _write(session: Session, batch: dict[Key, tuple[dt.datetime, dt.datetime, int]]) -> None:

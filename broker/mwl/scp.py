@@ -43,19 +43,20 @@ class WorklistService:
         setting = self._character_set(request, query)
         asked = worklist.TIMEZONE in query or self.settings.dicom.issue_timezone
         offset = worklist.offset_of(self.zone, now) if asked else ""
-        shown = []
-        for one in found:
-            if request.cancelled():
-                yield Response(CANCELLED)
-                break
-            data = worklist.answer(one.dataset, one.status, wanted, request.transfer_syntax, setting, offset)
-            if data is not None:
-                shown.append((one.step_pk, one.version))
-                yield Response(status, data)
-        else:
-            yield Response(DONE)
-        if shown:
+        shown: list[tuple[int, int]] = []
+        last = DONE
+        try:
+            for one in found:
+                if request.cancelled():
+                    last = CANCELLED
+                    break
+                data = worklist.answer(one.dataset, one.status, wanted, request.transfer_syntax, setting, offset)
+                if data is not None:
+                    shown.append((one.step_pk, one.version))
+                    yield Response(status, data)
+        finally:  # also where the device hangs up in between
             self.recorder.note(request.peer.ae_title, shown, now)
+        yield Response(last)
 
     def _character_set(self, request: Request, query: tree.Tree) -> str:
         node = request.peer.node

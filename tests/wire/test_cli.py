@@ -1,46 +1,25 @@
 """The command line as an administrator types it: a process each."""
 
 import json
-import multiprocessing
-import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from broker import __version__, cli
+from broker import __version__
+from tests import commands
 from tests.world import today
-
-PROCESSES = multiprocessing.get_context("forkserver")  # it imports the program once, and forks it for each command
-PROCESSES.set_forkserver_preload(["__main__", "pytest", "broker.serve", __name__])
-
-
-def typed(arguments: list[str], environment: dict[str, str], folder: Path) -> None:
-    """What `python -m broker` is, in a process that has just been forked."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder)
-    for number, stream in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = ["broker", *arguments]
-    cli.main()
 
 
 @pytest.fixture
 def broker_command(database_url, tmp_path):
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("BROKER_")},
-        "BROKER_DATABASE_URL": database_url, "BROKER_DATA_DIR": str(tmp_path / "data"),
-        "BROKER_DICOM__PORT": "0", "BROKER_HL7__PORT": "0", "BROKER_HTTP__PORT": "0",
-    }  # fmt: skip
+    environment = commands.environment(database_url, tmp_path / "data")
 
     def command(*arguments: str, status: int = 0, **more: str) -> str:
-        process = PROCESSES.Process(target=typed, args=([*arguments], {**environment, **more}, tmp_path))
-        process.start()
+        process = commands.begin([*arguments], {**environment, **more}, tmp_path)
         process.join(60)
         said, complained = ((tmp_path / stream).read_text("utf-8") for stream in ("stdout", "stderr"))
         assert process.exitcode == status, said + complained
