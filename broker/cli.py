@@ -164,7 +164,9 @@ def node_add(
     port: Annotated[int, typer.Option()],
     rights: Annotated[str, typer.Option(help="worklist,mpps,store,commitment,query,retrieve")] = "",
     any_address: Annotated[bool, typer.Option("--any-address")] = False,
-    device: str = "",
+    device: Annotated[str, typer.Option(help="Titles with the same device are one machine.")] = "",
+    kind: Annotated[str, typer.Option(help="modality, mobile (sends when docked again), qa, import")] = "modality",
+    station_names: Annotated[str, typer.Option(help="Station Names (0008,1010), separated by commas.")] = "",
     modality: str = "",
     character_set: Annotated[str, typer.Option(help=r"such as '\ISO 2022 IR 87', ISO_IR 192, ASCII, REQUEST")] = "",
     config_file: ConfigFile = None,
@@ -172,9 +174,10 @@ def node_add(
     """Register a device."""
     _open(config_file)
     fields: dict[str, Any] = {"host": host, "port": port, "any_address": any_address, "device": device,
-                              "modality": modality, "character_set": character_set}  # fmt: skip
-    if rights:
-        fields["rights"] = rights.split(",")
+                              "kind": kind, "modality": modality, "character_set": character_set}  # fmt: skip
+    for name, text in (("rights", rights), ("station_names", station_names)):
+        if text:
+            fields[name] = text.split(",")
     print(db.run(site.add_node, ae_title, now=clock.now(), actor=ACTOR, **fields))
 
 
@@ -188,7 +191,10 @@ def node_list(unknown: Annotated[bool, typer.Option("--unknown", help="Who knock
         names: tuple[str, ...] = ("ae_title", "address", "called", "reason", "times", "last_at")
         _show([{name: getattr(row, name) for name in names} for row in rows], as_json)
         return
-    names = ("ae_title", "host", "port", "any_address", "device", "modality", "rights", "character_set")
+    names = (
+        "ae_title", "host", "port", "any_address", "device", "kind", "station_names", "modality", "rights",
+        "character_set",
+    )  # fmt: skip
     _show([{name: getattr(row, name) for name in names} for row in db.read(site.nodes)], as_json)
 
 

@@ -117,12 +117,12 @@ def apply_file(path: Path) -> None:
             log.get().info("site.change", what=what, outcome=outcome)
 
 
-def _entry(kind: type[E], **fields: Any) -> E:
+def _entry(entry: type[E], /, **fields: Any) -> E:
     try:
-        return kind.model_validate(fields)
+        return entry.model_validate(fields)
     except ValidationError as error:
         name, sentence = problem(error)
-        raise InvalidValue(f"{kind.word} {name}".strip(), sentence) from None
+        raise InvalidValue(f"{entry.word} {name}".strip(), sentence) from None
 
 
 def _entry_of(kind: type[Entry], row: SiteRow) -> Entry:

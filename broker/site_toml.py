@@ -65,7 +65,7 @@ class NodeEntry(Entry):
     port: int = Field(default=0, ge=0, le=65535)
     any_address: bool = False
     device: Text = ""
-    kind: Literal["modality", "qa", "import"] = "modality"
+    kind: Literal["modality", "mobile", "qa", "import"] = "modality"
     modality: str = Field(default="", pattern=r"^[A-Z0-9_ ]{0,16}$")
     station_names: list[Text] = []
     rights: list[Right] = DEFAULT_RIGHTS

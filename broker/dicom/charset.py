@@ -35,14 +35,17 @@ def supported(charsets: Sequence[str]) -> bool:
     return all((term == "" and n == 0) or _sets(term) for n, term in enumerate(charsets))
 
 
-def decode(value: bytes, charsets: Sequence[str], vr: str) -> str:
-    """Raises Unreadable where the bytes are not text in these sets."""
+def decode(value: bytes, charsets: Sequence[str], vr: str, *, jis_roman_as_ascii: bool = False) -> str:
+    """Raises Unreadable where the bytes are not text in these sets.
+
+    jis_roman_as_ascii: 7E of JIS X 0201 Roman is the `~` that HL7 senders mean, not the overline of the standard."""
     try:
         if value.isascii() and ESC not in value and (len(charsets) > 1 or charsets[0] != "ISO_IR 13"):
             return value.decode("ascii")
         if len(charsets) == 1 and charsets[0] in ALONE:
             return value.decode(ALONE[charsets[0]])
-        return _decode(value, charsets, PN_DELIMITERS if vr == "PN" else DELIMITERS)
+        text = _decode(value, charsets, PN_DELIMITERS if vr == "PN" else DELIMITERS)
+        return text.replace("‾", "~") if jis_roman_as_ascii else text
     except (UnicodeError, KeyError, IndexError):
         raise Unreadable("(0008,0005)", "a value is not text in the character set that it declares") from None
 

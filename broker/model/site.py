@@ -14,7 +14,8 @@ DEFAULT_RIGHTS = ["worklist", "mpps", "store", "commitment"]
 class Node(Row, table=True):
     """A remote application entity. host: checked against the source address unless any_address. device: AE titles with
     the same device are one machine. rights: worklist, mpps, store, commitment, query, retrieve. character_set: what it
-    is answered in (conformance.md 1.6), empty = the site's. kind: `modality`, `qa`, `import`."""
+    is answered in (conformance.md 1.6), empty = the site's. kind: `modality`; `mobile`, which sends when it is docked
+    again; `qa`; `import`. station_names: values of (0008,1010) by which objects name the machine."""
 
     __tablename__ = "node"
     ae_title: str = Field(unique=True)

@@ -60,3 +60,8 @@ def test_a_two_byte_code_that_looks_like_a_delimiter_does_not_split():
         data = charset.encode(char, IR87, "PN")
         assert len(data) == 8
         assert charset.decode(data, IR87, "PN") == char
+
+
+def test_the_overline_of_jis_roman_is_a_tilde_to_those_who_say_so():
+    assert charset.decode(b"A\x1b(J~\x1b(B", IR13, "LO") == "A‾"
+    assert charset.decode(b"A\x1b(J~\x1b(B", IR13, "LO", jis_roman_as_ascii=True) == "A~"
