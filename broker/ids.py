@@ -7,6 +7,9 @@ import uuid
 
 UID_PATTERN = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
+# PS3.5 6.2: an AE is at most 16 characters of the default repertoire without backslash; outer spaces do not count.
+AE_TITLE = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"
+
 
 def valid_uid(value: str) -> bool:
     """PS3.5 9.1: digits and dots, no leading zero in a component, at most 64 characters."""

@@ -131,7 +131,8 @@ def _item(
         status=step.status,
         devices=devices,
         start=start.astimezone(zone) if start else None,
-        any_time=not step.start_time or in_patient or order.priority == "STAT",
+        # A day without a time of day becomes midnight on the worklist, whose start time is of type 1.
+        any_time=step.start_time in ("", "000000") or in_patient or order.priority == "STAT",
         placed_at=order.placed_at,
         arrived_at=arrived_at,
         cancelled_at=step.status_at if step.status == "CANCELED" else None,

@@ -62,12 +62,15 @@ class ScheduledStep(Row, table=True):
     """One worklist item. start_date, start_time: DICOM DA and TM in the site's zone, as devices show them.
     status: states.STEP. dataset: every return key, Explicit VR LE and UTF-8, encoded once per change; empty while the
     step lacks a type 1 key (it is then on no worklist and a case is open). version: counts those encodings.
-    patient_id, accession_number, modality, start_*: promoted from the dataset because queries filter on them."""
+    patient_id, accession_number, modality, start_*: promoted from the dataset because queries filter on them.
+    placer_*, filler_*: of the order group that asked for it."""
 
     __tablename__ = "scheduled_step"
     __table_args__ = (
         UniqueConstraint("requested_procedure_pk", "sps_id"),
         Index("ix_scheduled_step_worklist", "status", "start_date", "modality"),
+        Index("ix_scheduled_step_placer", "placer_number", "placer_issuer"),
+        Index("ix_scheduled_step_filler", "filler_number", "filler_issuer"),
     )
     requested_procedure_pk: int = link("requested_procedure.pk")
     order_pk: int = link("imaging_order.pk")
@@ -82,6 +85,10 @@ class ScheduledStep(Row, table=True):
     offerable: bool = True
     status_at: dt.datetime | None = moment()
     version: int = 0
+    placer_number: str = ""
+    placer_issuer: str = ""
+    filler_number: str = ""
+    filler_issuer: str = ""
     dataset: bytes = blob()
     attributes: dict[str, Any] = json_field()
 

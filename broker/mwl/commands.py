@@ -3,7 +3,7 @@
 Values are text as it will stand in DICOM: names are PN of three groups, dates YYYYMMDD, times HHMMSS in the site's
 zone. `None` = the message did not say (no change); empty string = it said: delete. Attributes hold further
 worklist attributes by DICOM keyword; a sequence is a list of such dicts. Lengths and syntax were checked by whoever
-made the command (`check` below is shared)."""
+made the command."""
 
 import datetime as dt
 from dataclasses import dataclass, field
@@ -30,7 +30,8 @@ class PersonCommand:
 
 @dataclass(frozen=True)
 class StepCommand:
-    """sps_id: empty = make one. station_ae_titles: None = no change."""
+    """sps_id: empty = make one. station_ae_titles: None = no change. placer_*, filler_*: of its own order group, where
+    a procedure comes in several."""
 
     sps_id: str = ""
     modality: str | None = None
@@ -39,6 +40,10 @@ class StepCommand:
     start_time: str | None = None
     description: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    placer_number: str = ""
+    placer_issuer: str = ""
+    filler_number: str = ""
+    filler_issuer: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,13 +65,15 @@ class ProcedureCommand:
 
 
 Control = Literal["NW", "XO", "CA", "DC"]
+PRIORITIES = ("LOW", "ROUTINE", "MEDIUM", "HIGH", "STAT")  # of (0040,1003), the most urgent last
 
 
 @dataclass(frozen=True)
 class OrderCommand:
-    """control: table 0119. begun: the message says that the exam is already in progress (ORC-5 IP). at: the order's own
-    time (ORC-9, else MSH-7), for the stale guard. accession_number: empty = make one. place: where in the message the
-    order stands (`ORC^1`), for errors."""
+    """control: table 0119. patient: of a new order, whom it is for; of the others, whose the sender says it is.
+    begun: the message says that the exam is already in progress (ORC-5 IP). at: the order's own time (ORC-9, else
+    MSH-7), for the stale guard. accession_number: empty = make one. place: where in the message the order stands
+    (`ORC^1`), for errors."""
 
     control: Control
     accession_number: str = ""

@@ -32,26 +32,27 @@ def build(
     valid worklist item (conformance.md 1.3, 7)."""
     leading, others = (identifiers[0], identifiers[1:]) if identifiers else (None, ())
     item: dict[str, Any] = {
+        # The namespace; where a message named a universal ID as well, the attributes have both.
+        "IssuerOfAccessionNumberSequence": _entity(order.accession_issuer),
+        "OrderPlacerIdentifierSequence": _entity(procedure.placer_issuer),
+        "OrderFillerIdentifierSequence": _entity(procedure.filler_issuer),
         **patient.attributes, **order.attributes, **procedure.attributes,
         "PatientName": patient.name,
         "PatientID": leading.value if leading else "",
         "IssuerOfPatientID": leading.issuer if leading else "",
         "OtherPatientIDsSequence": [
             {"PatientID": other.value, "IssuerOfPatientID": other.issuer, "TypeOfPatientID": "TEXT"} for other in others
-        ],
+        ] + patient.attributes.get("OtherPatientIDsSequence", []),
         "PatientBirthDate": patient.birth_date,
         "PatientSex": patient.sex,
         "AccessionNumber": order.accession_number,
-        "IssuerOfAccessionNumberSequence": _entity(order.accession_issuer),
         "RequestedProcedurePriority": order.priority,
         "RequestedProcedureID": procedure.requested_procedure_id,
         "RequestedProcedureDescription": procedure.description,
         "RequestedProcedureCodeSequence": _code(procedure),
         "StudyInstanceUID": procedure.study_instance_uid,
         "PlacerOrderNumberImagingServiceRequest": procedure.placer_number,
-        "OrderPlacerIdentifierSequence": _entity(procedure.placer_issuer),
         "FillerOrderNumberImagingServiceRequest": procedure.filler_number,
-        "OrderFillerIdentifierSequence": _entity(procedure.filler_issuer),
     }  # fmt: skip
     scheduled: dict[str, Any] = {
         **step.attributes,

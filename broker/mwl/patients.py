@@ -6,8 +6,8 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from broker import audit, db, outbox
-from broker.errors import DuplicateKey, InvalidValue, MissingField
+from broker import audit, casebook, db, outbox
+from broker.errors import InvalidValue, MissingField
 from broker.model.images import Study
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.patients import Patient, PatientIdentifier, PatientVersion
@@ -24,11 +24,19 @@ COMPARED_SEXES = ("M", "F")  # O, U and empty count as missing (reconciliation.m
 def apply(session: Session, command: PatientCommand, *, now: dt.datetime, actor: str) -> Patient:
     """Do what an ADT message asks for. An unknown patient is made, whatever the event.
 
-    Raises InvalidValue for a merge with itself, DuplicateKey where an identifier is another patient's."""
+    A further identifier that is another patient's stays that patient's, and a person is asked. Raises InvalidValue for
+    a merge with itself."""
     patient = _locked(session, command.patient) or _create(session, command.patient, now=now, actor=actor)
     merge_from = _prior(session, command, patient) if command.event == "merge" else None
     changed = _update(session, patient, command.patient, cause=command.cause)
-    changed += _add_identifiers(session, patient, command.patient.identifiers)
+    added, others = _add_identifiers(session, patient, command.patient.identifiers)
+    changed += added
+    if others:
+        casebook.open_case(
+            session, "identifier_conflict", f"patient:{patient.key}", level="amber", now=now, actor=actor,
+            reasons=[f"one of its identifiers belongs to patient {other} already; only a merge joins two"
+                     for other in others],
+        )  # fmt: skip
     if changed:
         audit.record(
             session, "patient.update", f"patient:{patient.key}",
@@ -47,12 +55,13 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
     contradicts it fills nothing either. Reasons hold no patient data."""
     patient = _locked(session, person)
     if patient is None:
-        return _create(session, person, now=now, actor=actor), []
+        patient = _create(session, person, now=now, actor=actor)
+        return patient, _conflicts(session, patient, person)
     conflicts = _conflicts(session, patient, person)
     if conflicts:
         return patient, conflicts
     filled = _update(session, patient, _only_gaps(patient, person), cause="order")
-    filled += _add_identifiers(session, patient, person.identifiers)
+    filled += _add_identifiers(session, patient, person.identifiers)[0]
     if filled:
         audit.record(
             session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause="order", changed=filled
@@ -62,17 +71,17 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
 
 
 def _locked(session: Session, person: PersonCommand) -> Patient | None:
-    """The patient whom the leading identifier names, else one of the others; locked."""
+    """The patient whom the leading identifier names, locked. The others name nobody: a family may share them, and a
+    number that is wrong in one field must not bring two people together."""
     if not person.identifiers or not person.identifiers[0].value:
         raise MissingField("patient.id", "a patient has an identifier")
-    for identifier in person.identifiers:
-        if found := find(session, identifier.value, identifier.issuer):
-            patient = db.lock(session, Patient, found.key)
-            # A merge may have been committed between the look and the lock.
-            return (
-                patient if patient.merged_into is None else db.lock(session, Patient, survivor(session, found.key).key)
-            )
-    return None
+    leading = person.identifiers[0]
+    found = find(session, leading.value, leading.issuer)
+    if found is None:
+        return None
+    patient = db.lock(session, Patient, found.key)
+    # A merge may have been committed between the look and the lock.
+    return patient if patient.merged_into is None else db.lock(session, Patient, survivor(session, found.key).key)
 
 
 def _create(session: Session, person: PersonCommand, *, now: dt.datetime, actor: str) -> Patient:
@@ -89,9 +98,12 @@ def _create(session: Session, person: PersonCommand, *, now: dt.datetime, actor:
     return patient
 
 
-def _add_identifiers(session: Session, patient: Patient, wanted: Iterable[Identifier]) -> list[str]:
-    """Register the identifiers that are new; DuplicateKey where one is another patient's."""
-    added = []
+def _add_identifiers(
+    session: Session, patient: Patient, wanted: Iterable[Identifier]
+) -> tuple[list[str], list[int]]:
+    """Register the identifiers that are new: what changed, and the other patients who have one of them already."""
+    added: list[str] = []
+    others: list[int] = []
     for identifier in wanted:
         owner = find(session, identifier.value, identifier.issuer)
         if owner is None:
@@ -103,8 +115,8 @@ def _add_identifiers(session: Session, patient: Patient, wanted: Iterable[Identi
             session.flush()
             added.append("identifiers")
         elif owner.pk != patient.pk:
-            raise DuplicateKey("patient.identifiers", "one of them belongs to another patient; only a merge joins two")
-    return added
+            others.append(owner.key)
+    return added, others
 
 
 def _update(session: Session, patient: Patient, person: PersonCommand, *, cause: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The order body of the contract (POST /api/v1/orders, `broker order place`) to the same command as HL7's."""
 
 import datetime as dt
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -14,8 +15,12 @@ from broker.model.orders import ImagingOrder
 from broker.mwl import orders
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 
-SH = Field(default="", max_length=16, pattern=r"^[^\\]*$")
-LO = Field(default="", max_length=64, pattern=r"^[^\\]*$")
+PLAIN = r"^[^\\\x00-\x1f\x7f]*$"  # no backslash, which would make two values of one (PS3.5 6.2)
+GROUP_TEXT = r"^[^\\=\x00-\x1f\x7f]*$"
+SH = Field(default="", max_length=16, pattern=PLAIN)
+LO = Field(default="", max_length=64, pattern=PLAIN)
+GROUP = Field(default="", max_length=64, pattern=GROUP_TEXT)  # one component group of a name
+AeTitle = Annotated[str, Field(pattern=ids.AE_TITLE)]
 
 
 class Body(BaseModel):
@@ -23,13 +28,13 @@ class Body(BaseModel):
 
 
 class Name(Body):
-    alphabetic: str = LO
-    ideographic: str = LO
-    phonetic: str = LO
+    alphabetic: str = GROUP
+    ideographic: str = GROUP
+    phonetic: str = GROUP
 
 
 class PatientBody(Body):
-    id: str = Field(min_length=1, max_length=64, pattern=r"^[^\\]*$")
+    id: str = Field(min_length=1, max_length=64, pattern=PLAIN)
     issuer: str | None = None
     birth_date: dt.date | None = None
     sex: str = Field(default="", pattern="^[MFO]?$")
@@ -45,7 +50,7 @@ class Code(Body):
 class StepBody(Body):
     sps_id: str = SH
     modality: str = Field(pattern="^[A-Z0-9_ ]{1,16}$")
-    station_ae_titles: list[str] = Field(min_length=1)
+    station_ae_titles: list[AeTitle] = Field(min_length=1)
     scheduled_start: dt.datetime
     description: str = LO
     protocol_codes: list[Code] = []
@@ -53,13 +58,13 @@ class StepBody(Body):
 
 class ProcedureBody(Body):
     id: str = SH
-    placer_order_number: str = ""
-    filler_order_number: str = ""
+    placer_order_number: str = LO
+    filler_order_number: str = LO
     study_instance_uid: str | None = None
     description: str = LO
     code: Code | None = None
-    reason: str | None = None
-    referring_physician: str | None = None
+    reason: str | None = Field(default=None, max_length=64, pattern=PLAIN)
+    referring_physician: str | None = Field(default=None, max_length=64, pattern=GROUP_TEXT)
     steps: list[StepBody] = Field(min_length=1)
 
 

@@ -224,3 +224,166 @@ def test_an_order_that_contradicts_the_patients_record_is_taken_and_offered_to_n
         ("ACC2", False),
     ]
     assert [case.kind for case in rows(ReconciliationCase)] == ["patient_conflict"]
+
+
+# Which order is meant
+
+
+def split(accession: str, placer: str = "P1", person: PersonCommand = YAMADA, **changes) -> OrderCommand:
+    """An order whose placer number another one may share."""
+    procedure = dataclasses.replace(
+        command().procedures[0], requested_procedure_id=f"R{accession}", study_instance_uid=f"1.2.{accession[3:]}",
+        placer_number=placer, filler_number="", filler_issuer="", steps=(
+            StepCommand(f"S{accession}", "CT", ("CT1",), "20350705", "093000"),
+        ),
+    )  # fmt: skip
+    return command(accession=accession, patient=person, procedures=(procedure,), **changes)
+
+
+def statuses() -> dict[str, str]:
+    return {step.accession_number: step.status for step in rows(ScheduledStep)}
+
+
+@pytest.mark.parametrize("control", ["CA", "DC"])
+def test_of_orders_that_share_a_placer_number_only_the_one_that_is_meant_is_cancelled(control):
+    apply(split("ACC1"))
+    apply(split("ACC2"))
+    apply(dataclasses.replace(split("ACC2"), control=control))
+    assert statuses() == {"ACC1": "SCHEDULED", "ACC2": "CANCELED"}
+
+
+def test_a_placer_number_that_two_orders_have_names_neither():
+    apply(split("ACC1"))
+    apply(split("ACC2", person=SATO))
+    alone = ProcedureCommand(placer_number="P1", placer_issuer="HIS")
+    for patient in (None, YAMADA, SATO):
+        with pytest.raises(DuplicateKey):
+            apply(command("CA", "", procedures=(alone,), patient=patient))
+    assert statuses() == {"ACC1": "SCHEDULED", "ACC2": "SCHEDULED"}
+
+
+@pytest.mark.parametrize(("control", "accession"), [("XO", "ACC2"), ("CA", "ACC2"), ("XO", "ACC9"), ("CA", "ACC9")])
+def test_numbers_that_name_different_orders_change_nothing(control, accession):
+    apply(split("ACC1", "P1"))
+    apply(split("ACC2", "P2"))
+    wanted = dataclasses.replace(split("ACC1", "P1"), control=control, accession_number=accession)
+    with pytest.raises(DuplicateKey):
+        apply(change_step(wanted, start_time="100000"))
+    assert statuses() == {"ACC1": "SCHEDULED", "ACC2": "SCHEDULED"}
+    assert {step.start_time for step in rows(ScheduledStep)} == {"093000"}
+
+
+def test_a_placer_number_alone_is_enough_where_one_order_has_it():
+    apply(split("ACC1", "P1"))
+    apply(split("ACC2", "P2"))
+    apply(command("CA", "", procedures=(ProcedureCommand(placer_number="P2", placer_issuer="HIS"),)))
+    assert statuses() == {"ACC1": "SCHEDULED", "ACC2": "CANCELED"}
+
+
+@pytest.mark.parametrize("control", ["XO", "CA", "DC"])
+def test_a_message_about_another_patient_changes_nothing_of_the_order(control):
+    apply(command())
+    with pytest.raises(DuplicateKey) as refused:
+        apply(change_step(command(control, patient=SATO), start_time="100000"))
+    assert refused.value.place == "patient.id"
+    assert [(step.status, step.start_time) for step in rows(ScheduledStep)] == [("SCHEDULED", "093000")]
+
+
+@pytest.mark.parametrize(
+    "named",
+    [ProcedureCommand(requested_procedure_id="RP1", steps=(StepCommand("S9"),)),
+     ProcedureCommand(requested_procedure_id="RP9"), ProcedureCommand(steps=(StepCommand("S9"),)),
+     ProcedureCommand(placer_number="P1", placer_issuer="HIS", steps=(StepCommand("S1"), StepCommand("S9")))],
+)  # fmt: skip
+def test_a_cancel_that_names_what_the_order_does_not_have_cancels_nothing(named):
+    apply(command(steps=2))
+    with pytest.raises(UnknownKey):
+        apply(command("CA", procedures=(named,)))
+    assert {step.status for step in rows(ScheduledStep)} == {"SCHEDULED"}
+
+
+def test_a_cancel_reaches_just_the_steps_that_it_names():
+    apply(command(steps=3))
+    apply(command("CA", procedures=(ProcedureCommand(requested_procedure_id="RP1", steps=(StepCommand("S2"),)),)))
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED", "CANCELED", "SCHEDULED"]
+
+
+def test_a_step_is_found_by_the_numbers_of_its_own_order_group():
+    own = [{"placer_number": f"P{n}", "placer_issuer": "HIS"} for n in (1, 2)]
+    steps = tuple(
+        StepCommand(f"S{n}", "CT", ("CT1",), "20350705", "093000", **numbers) for n, numbers in enumerate(own)
+    )
+    apply(command(procedures=(dataclasses.replace(command().procedures[0], steps=steps),)))
+    apply(command("CA", "", procedures=(ProcedureCommand(**own[1], steps=(StepCommand(**own[1]),)),)))
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED", "CANCELED"]
+
+
+# What is refused, and what a person is asked
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"station_ae_titles": ("CT2",)}, {"start_date": "20350706"}, {"attributes": {"ScheduledStationName": "CT9"}}],
+)
+def test_a_new_order_is_compared_with_all_that_is_known(changes):
+    apply(command())
+    with pytest.raises(DuplicateKey):
+        apply(change_step(command(), **changes))
+    with pytest.raises(DuplicateKey):
+        apply(command(priority="STAT"))
+    with pytest.raises(DuplicateKey):
+        apply(command(attributes={"RequestingService": "内科"}))
+
+
+@pytest.mark.parametrize("control", ["NW", "XO"])
+def test_a_study_uid_never_changes(control):
+    apply(command())
+    other = dataclasses.replace(command().procedures[0], study_instance_uid="1.2.9")
+    with pytest.raises(DuplicateKey):
+        apply(command(control, procedures=(other,)))
+    assert [row.study_instance_uid for row in rows(RequestedProcedure)] == ["1.2.3"]
+
+
+def test_a_change_brings_the_filler_number_that_was_not_known():
+    apply(split("ACC1"))
+    known = dataclasses.replace(split("ACC1").procedures[0], filler_number="F7", filler_issuer="RIS")
+    apply(command("XO", "ACC1", procedures=(known,)))
+    apply(command("CA", "", procedures=(ProcedureCommand(filler_number="F7", filler_issuer="RIS"),)))
+    assert statuses() == {"ACC1": "CANCELED"}
+
+
+def test_a_second_group_adds_its_step_and_the_more_urgent_priority():
+    apply(command())
+    more = change_step(command(priority="STAT", attributes={"RequestingService": "救急"}), sps_id="S2")
+    apply(more)
+    (order,) = rows(ImagingOrder)
+    assert (order.priority, order.attributes) == ("STAT", {"RequestingService": "救急"})
+
+
+@pytest.mark.parametrize("ended", ["complete", "discontinue"])
+def test_a_change_or_a_cancel_of_what_has_ended_asks_a_person(ended):
+    apply(command())
+    begin()
+
+    def end(session) -> None:
+        orders.move_step(
+            session, db.lock(session, ScheduledStep, 1), ended, now=clock.now(), actor="test", cause="MPPS"
+        )
+
+    db.run(end)
+    apply(command("XO"))
+    assert rows(ReconciliationCase) == [], "it changes nothing"
+    apply(change_step(command("XO"), start_time="100000"))
+    apply(command("DC"))
+    apply(command("CA"))
+    assert [case.kind for case in rows(ReconciliationCase)] == ["late_change", "late_cancel"]
+    assert rows(ScheduledStep)[0].start_time == "093000"
+
+
+def test_what_was_cancelled_is_not_ordered_again_under_its_old_numbers():
+    apply(command())
+    apply(command("CA", at=NOON + dt.timedelta(minutes=5)))
+    apply(command())
+    with pytest.raises(DuplicateKey):
+        apply(command(at=NOON + dt.timedelta(minutes=9)))
+    assert statuses() == {"ACC1": "CANCELED"}

@@ -5,6 +5,7 @@ from sqlmodel import select
 
 from broker import clock, db
 from broker.errors import InvalidValue
+from broker.model.images import ReconciliationCase
 from broker.model.patients import Patient, PatientIdentifier, PatientVersion
 from broker.mwl import patients
 from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
@@ -81,3 +82,35 @@ def test_a_patient_cannot_be_merged_with_itself():
     update(person("A"))
     with pytest.raises(InvalidValue):
         merge("A", "A")
+
+
+def family(number: str, name: str, *shared: Identifier) -> PersonCommand:
+    return PersonCommand((Identifier(number, "HOSP"), *shared), name, "20100505", "M")
+
+
+def test_a_number_that_a_family_shares_brings_nobody_together():
+    insurance = Identifier("INS1", "HOKEN", "PI")
+    update(family("A", "YAMADA^TARO", insurance))
+    update(family("B", "YAMADA^JIRO", insurance))
+    assert [patient.name for patient in rows(Patient)] == ["YAMADA^TARO", "YAMADA^JIRO"]
+    assert (found("A"), found("B")) == (1, 2)
+    assert [(row.value, row.patient_pk) for row in rows(PatientIdentifier)] == [("A", 1), ("INS1", 1), ("B", 2)]
+    assert [(case.kind, case.subject) for case in rows(ReconciliationCase)] == [("identifier_conflict", "patient:2")]
+
+
+def test_an_order_whose_patient_has_a_number_of_somebody_else_is_not_offered():
+    shared = Identifier("INS1", "HOKEN", "PI")
+    update(family("A", "YAMADA^TARO", shared))
+
+    def take(session):
+        return patients.for_order(session, family("B", "YAMADA^JIRO", shared), now=clock.now(), actor="test")
+
+    patient, conflicts = db.run(take)
+    assert (patient.pk, patient.name) == (2, "YAMADA^JIRO")
+    assert conflicts == ["one of the order's patient identifiers belongs to another patient"]
+
+
+def test_either_of_the_numbers_of_one_patient_may_lead():
+    update(family("A", "YAMADA^TARO", Identifier("B", "HOSP")))
+    update(family("B", "YAMADA^TARO", Identifier("A", "HOSP")))
+    assert len(rows(Patient)) == 1

@@ -1,0 +1,226 @@
+"""Fields of a message as they will stand in DICOM, checked where they are read (conformance.md 1.10, 5.4, 5.7). Pure.
+
+Everywhere: None = the message does not say; empty = it says `""`, which deletes."""
+
+import datetime as dt
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+from pydicom.datadict import dictionary_VR
+
+from broker import ids, log
+from broker.config import Site
+from broker.errors import InvalidValue, MissingField
+from broker.ris_bridge.hl7.message import Segment, part
+
+T = TypeVar("T")
+NULL = '""'
+CHARACTERS_MAX = {"AE": 16, "CS": 16, "SH": 16, "LO": 64, "ST": 1024, "LT": 10_240, "UC": 64}
+LINES = ("ST", "LT")  # may hold line ends and backslashes (PS3.5 6.2)
+CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+TIME = re.compile(r"([0-9]{8})([0-9]{2}(?:[0-9]{2}(?:[0-9]{2})?)?)?(?:\.[0-9]+)?([+-][0-9]{4})?")
+JJ1017 = re.compile(r"[0-9A-HJ-NP-Z]{32}")
+JJ1017_MODALITIES = {"1": "CR", "2": "RF", "3": "XA", "6": "CT", "7": "MR", "8": "NM", "9": "US", "F": "MG", "G": "CR"}
+
+
+def null(value: str, change: Callable[[str], str | None]) -> str | None:
+    if not value:
+        return None
+    return "" if value == NULL else change(value)
+
+
+def first(values: Iterable[T | None]) -> T | None:
+    """The first that is said."""
+    return next((value for value in values if value is not None), None)
+
+
+# Text
+
+
+def shown(segment: Segment, number: int, keyword: str, component: int = 1, *, repetition: int = 1) -> str | None:
+    """Text for people: what does not fit the attribute is cut, and logged."""
+    return null(segment.get(number, component, repetition=repetition), lambda text: fit(text, keyword, segment, number))
+
+
+def fit(text: str, keyword: str, segment: Segment, number: int) -> str:
+    """A backslash would make two values of one, a line end none at all."""
+    vr = dictionary_VR(keyword)
+    if vr not in LINES:
+        text = CONTROL.sub(" ", text.replace("\\", "/"))
+    characters_max = CHARACTERS_MAX[vr]
+    if len(text) > characters_max:
+        log.get().info("hl7.text_cut", place=segment.place(number), characters_max=characters_max)
+    return text[:characters_max].strip()
+
+
+def exact(segment: Segment, number: int, keyword: str, component: int = 1, *, repetition: int = 1) -> str | None:
+    """An identifier or a code: what does not fit is refused, never cut."""
+
+    def check(text: str) -> str:
+        vr, text = dictionary_VR(keyword), text.strip()
+        characters_max = CHARACTERS_MAX[vr]
+        if len(text) > characters_max or "\\" in text or CONTROL.search(text):
+            raise InvalidValue(
+                f"{segment.place(number)}^{component}",
+                f"is longer than {characters_max} characters, or holds a backslash or control characters", err="102",
+            )  # fmt: skip
+        return text
+
+    return null(segment.get(number, component, repetition=repetition), check)
+
+
+def required(segment: Segment, number: int, what: str, keyword: str) -> str:
+    value = exact(segment, number, keyword)
+    if not value:
+        raise MissingField(segment.place(number), f"{what} is required")
+    return value
+
+
+def uid(segment: Segment, number: int) -> str | None:
+    """Its first component; what stands for the application in RP and EI is not looked at."""
+
+    def check(value: str) -> str:
+        if not ids.valid_uid(value):
+            raise InvalidValue(segment.place(number), "is no UID", err="102")
+        return value
+
+    return null(segment.get(number), check)
+
+
+def modality(segment: Segment, number: int) -> str | None:
+    def check(value: str) -> str:
+        if not CODE_STRING.fullmatch(value):
+            raise InvalidValue(segment.place(number), "is no DICOM modality such as CT", err="102")
+        return value
+
+    return null(segment.get(number).strip(), check)
+
+
+def ae_titles(segment: Segment, number: int) -> tuple[str, ...] | None:
+    """Several are legal in DICOM (PS3.3 C.4.10), and sent as repetitions."""
+    if segment.field(number) == NULL:
+        return ()
+    titles = [part(value, segment.delimiters).strip() for value in segment.repetitions(number)]
+    for title in titles:
+        if title and not re.fullmatch(ids.AE_TITLE, title):
+            raise InvalidValue(segment.place(number), "is no AE title: at most 16 ASCII characters", err="102")
+    return tuple(filter(None, titles)) or None
+
+
+def texts(segment: Segment, number: int, keyword: str) -> list[str] | str | None:
+    """One value for each repetition."""
+    if segment.field(number) == NULL:
+        return ""
+    found = [shown(segment, number, keyword, repetition=n + 1) for n in range(len(segment.repetitions(number)))]
+    return [text for text in found if text] or None
+
+
+# Who assigned it
+
+
+def authority(segment: Segment, number: int, component: int, default: str = "") -> str:
+    """The namespace of an EI, else its universal ID: an identifier whose authority is named is never the site's own."""
+    return segment.get(number, component).strip() or segment.get(number, component + 1).strip() or default
+
+
+def authority_of_cx(segment: Segment, number: int, repetition: int, default: str = "") -> str:
+    """As `authority`, of CX.4, where the parts are subcomponents."""
+    parts = (segment.get(number, 4, n, repetition).strip() for n in (1, 2))
+    return next(filter(None, parts), default)
+
+
+def entity(namespace: str, universal: str = "", kind: str = "") -> list[dict[str, str]]:
+    """An HL7v2 Hierarchic Designator (PS3.3 10.14)."""
+    said = {"LocalNamespaceEntityID": namespace, "UniversalEntityID": universal, "UniversalEntityIDType": kind}
+    said = {name: value for name, value in said.items() if value}
+    return [said] if said else []
+
+
+# Times
+
+
+def moment(value: str, site: Site) -> dt.datetime | None:
+    """Aware; without an offset it is the site's time. None for what is no time."""
+    match = TIME.fullmatch(value.strip())
+    if not match:
+        return None
+    digits = (match[1] + (match[2] or "")).ljust(14, "0")
+    try:
+        if match[3]:
+            return dt.datetime.strptime(digits + match[3], "%Y%m%d%H%M%S%z")
+        return dt.datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=ZoneInfo(site.timezone))
+    except ValueError:
+        return None
+
+
+def start(segment: Segment, number: int, component: int, site: Site) -> tuple[str, str] | None:
+    """DICOM date and time in the site's zone."""
+    value = segment.get(number, component)
+    if not value:
+        return None
+    if value == NULL:
+        return "", ""
+    at = moment(value, site)
+    if at is None:
+        raise InvalidValue(segment.place(number), "is no time: YYYYMMDDHHMM[SS][+ZZZZ]", err="102")
+    here = at.astimezone(ZoneInfo(site.timezone))
+    return here.strftime("%Y%m%d"), here.strftime("%H%M%S")
+
+
+def date(value: str) -> str | None:
+    """YYYYMMDD; None for what is none: a year alone says nothing that can be compared."""
+    try:
+        return dt.datetime.strptime(value[:8], "%Y%m%d").strftime("%Y%m%d") if value[:8].isascii() else None  # noqa: DTZ007
+    except ValueError:
+        return None
+
+
+# Codes
+
+
+def code(value: str, meaning: str, scheme: str) -> dict[str, Any]:
+    return {"CodeValue": value, "CodingSchemeDesignator": scheme or "99LOCAL", "CodeMeaning": meaning or value}
+
+
+def codes(segment: Segment, number: int, component: int = 1) -> list[dict[str, Any]] | None:
+    """One for each repetition of a CE; from its fourth component, the alternate code.
+
+    JJ1017's 32 characters are split: 16M as the code, 16S as its protocol context (TID 15200, conformance.md 5.9)."""
+    if segment.field(number) == NULL:
+        return []
+    found = []
+    for n in range(len(segment.repetitions(number))):
+        value = segment.get(number, component, repetition=n + 1).strip()
+        meaning = shown(segment, number, "CodeMeaning", component + 1, repetition=n + 1) or ""
+        scheme = exact(segment, number, "CodingSchemeDesignator", component + 2, repetition=n + 1) or ""
+        if JJ1017.fullmatch(value):
+            context = {"ProtocolContextSequence": [_conditions(value[16:])]}
+            found.append({**code(value[:16], meaning, "JJ1017-16M"), **context})
+        elif value and value != NULL:
+            if len(value) > CHARACTERS_MAX["SH"]:
+                raise InvalidValue(
+                    f"{segment.place(number)}^{component}", "is longer than 16 characters and no JJ1017 code",
+                    err="102",
+                )  # fmt: skip
+            checked = exact(segment, number, "CodeValue", component, repetition=n + 1) or ""
+            found.append(code(checked, meaning, scheme))
+    return found or None
+
+
+def _conditions(value: str) -> dict[str, Any]:
+    return {
+        "ValueType": "CODE",
+        "ConceptNameCodeSequence": [code("123016", "Imaging Conditions", "DCM")],
+        "ConceptCodeSequence": [code(value, value, "JJ1017-16S")],
+    }
+
+
+def modality_of(protocol: list[dict[str, Any]] | None) -> str | None:
+    """Digit 1 of a JJ1017 code, for messages that name no modality (conformance.md 5.9)."""
+    for one in protocol or ():
+        if one["CodingSchemeDesignator"].startswith("JJ1017"):
+            return JJ1017_MODALITIES.get(one["CodeValue"][0])
+    return None

@@ -1,0 +1,222 @@
+"""What a message says becomes what a command says: field by field, group by group, and never more than is there."""
+
+import pytest
+
+from broker.config import Limits, Site
+from broker.errors import BrokerError, InvalidValue
+from broker.ris_bridge.hl7 import message, orders_in, patients_in
+
+SITE = Site(patient_id_issuer="HOSP")
+PID = "PID|1||0000012345^^^HOSP^PI||YAMADA^TARO||19700101|M"
+ORC = "ORC|NW|P1^HIS|F1^RIS||SC||^^^20251201093000||20251201085500"
+OBR = "OBR|1|P1^HIS|F1^RIS|CTCHEST^胸部CT^99LOCAL^CT1^胸部単純CT^99LOCAL||||||||||||||ACC1|RP1|SPS1||||CT"
+IPC = "IPC|ACC1^RIS|RP1^RIS|1.2.3^RIS|SPS1^RIS|CT|6000000200000000^胸部単純CT^JJ1017-16M|CT1|CT室1|CT1"
+
+
+def parsed(kind: str, *segments: str) -> message.Message:
+    head = f"MSH|^~\\&|A|B|C|D|20251201085500||{kind}|1|P|2.5.1||||||UNICODE UTF-8"
+    return message.parse("\r".join((head, *segments)).encode(), Limits(), "ASCII")
+
+
+def orders(*segments: str, kind: str = "ORM^O01", pid: str = PID):
+    return orders_in.to_commands(parsed(kind, pid, *segments), SITE)
+
+
+def patients(kind: str, *segments: str):
+    return patients_in.to_commands(parsed(kind, *segments), SITE)
+
+
+def field(segment: str, number: int, value: str) -> str:
+    """The segment with that field."""
+    fields = segment.split("|")
+    fields += [""] * (number + 1 - len(fields))
+    fields[number] = value
+    return "|".join(fields)
+
+
+# Changes say what they say
+
+
+def test_a_change_that_only_moves_the_time_says_nothing_else():
+    bare = "OBR|1|P1^HIS|F1^RIS|||||||||||||||ACC1|RP1|SPS1"
+    (command,) = orders(ORC.replace("NW", "XO"), bare)
+    (procedure,) = command.procedures
+    (step,) = procedure.steps
+    assert (step.start_date, step.start_time) == ("20251201", "093000")
+    assert command.priority is None
+    assert {step.modality, step.description, step.station_ae_titles} == {None}
+    assert {procedure.description, procedure.code_value, procedure.code_scheme, procedure.code_meaning} == {None}
+    for attributes in (command.attributes, procedure.attributes, step.attributes):
+        assert set(attributes.values()) == {None}, attributes
+
+
+def test_an_explicit_null_deletes():
+    obr = field(field(field(OBR, 24, '""'), 31, '""'), 30, '""')
+    (command,) = orders(field(ORC.replace("NW", "XO"), 17, '""'), obr)
+    (procedure,) = command.procedures
+    assert command.attributes["RequestingService"] == ""
+    assert procedure.attributes["ReasonForTheRequestedProcedure"] == ""
+    assert procedure.attributes["PatientTransportArrangements"] == ""
+    assert procedure.steps[0].modality == ""
+
+
+def test_a_change_never_speaks_of_the_visit():
+    """RAD-13: PID and PV1 of XO, CA and DC are not the order's."""
+    visit = "PV1|1|I|7W^1|||||^紹介^医師|||||||||||V1^^^HOSP"
+    for control, there in (("NW", "V1"), ("XO", None)):
+        (command,) = orders_in.to_commands(parsed("ORM^O01", PID, visit, ORC.replace("NW", control), OBR), SITE)
+        assert command.attributes.get("AdmissionID") == there
+        assert ("CurrentPatientLocation" in command.attributes) == (control == "NW")
+
+
+@pytest.mark.parametrize("segments", [(ORC.replace("NW", "CA"),), ("ORC|DC|P1^HIS|F1^RIS", "OBR|1|P1^HIS|F1^RIS")])
+def test_a_cancel_needs_no_more_than_a_number(segments):
+    (command,) = orders(*segments)
+    assert command.accession_number == ""
+    assert [(one.placer_number, one.filler_issuer) for one in command.procedures] == [("P1", "RIS")]
+
+
+def test_groups_without_an_accession_number_are_not_taken_for_one_order():
+    assert len(orders("ORC|CA|P1^HIS", "ORC|CA|P2^HIS")) == 2
+
+
+# Whose it is
+
+
+def test_a_message_about_two_patients_is_refused():
+    with pytest.raises(BrokerError) as refused:
+        orders(ORC, OBR, PID.replace("12345", "67890"), ORC, OBR)
+    assert (refused.value.err, refused.value.place) == ("100", "PID^2")
+
+
+def test_only_numbers_of_persons_identify_a_patient():
+    """An empty repetition is none; accounts and insurances may be shared by a family."""
+    said = '~"" ~INS1^^^HOKEN^SN~0000012345^^^HOSP^PI~~ACCT9^^^^AN~B7^^^&1.2.392.7&ISO^MR~'.replace('"" ', '""')
+    person = orders(ORC, OBR, pid=PID.replace("0000012345^^^HOSP^PI", said))[0].patient
+    assert [(one.value, one.issuer) for one in person.identifiers] == [("0000012345", "HOSP"), ("B7", "1.2.392.7")]
+    shown = [(one["PatientID"], one["IssuerOfPatientID"]) for one in person.attributes["OtherPatientIDsSequence"]]
+    assert shown == [("INS1", "HOKEN"), ("ACCT9", "")]
+
+
+@pytest.mark.parametrize("identifiers", ["", "~", '""', "ACCT9^^^^AN"])
+def test_a_patient_without_a_number_is_refused(identifiers):
+    with pytest.raises(BrokerError) as refused:
+        orders(ORC, OBR, pid=PID.replace("0000012345^^^HOSP^PI", identifiers))
+    assert (refused.value.err, refused.value.place) == ("101", "PID^1^3")
+
+
+def test_each_prior_number_of_a_merge_belongs_to_the_patient_before_it():
+    pairs = [line for n in (1, 3) for line in (f"PID|1||{n}^^^HOSP||A^B", f"MRG|{n + 1}^^^HOSP")]
+    made = patients("ADT^A40", "EVN|A40|20251201", *pairs)
+    assert [(one.patient.identifiers[0].value, one.prior.value) for one in made] == [("1", "2"), ("3", "4")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sex", "birth_date"),
+    [("||A^B||19700101|m", "M", "19700101"), ("||A^B||1970|X", None, None), ("||A^B||19701399|U", None, None),
+     ('||A^B||""|""', "", ""), ("||A^B||１９７００１０１|F", "F", None), ("||A^B||197001010930|O", "O", "19700101")],
+)  # fmt: skip
+def test_what_is_no_date_and_no_sex_says_nothing(fields, sex, birth_date):
+    person = patients("ADT^A08", f"PID|1||1^^^HOSP{fields}")[0].patient
+    assert (person.sex, person.birth_date) == (sex, birth_date)
+
+
+def test_the_legal_name_goes_before_a_maiden_name():
+    person = patients("ADT^A08", "PID|1||1||旧姓^花子^^^^^M^I~佐藤^花子^^^^^L^I~サトウ^ハナコ^^^^^L^P")[0].patient
+    assert person.name == "SATO^HANAKO=佐藤^花子=サトウ^ハナコ"
+
+
+# Every group, every field
+
+
+def test_pairs_of_one_procedure_keep_all_that_each_of_them_says():
+    second_orc = ORC.replace("P1", "P2").replace("F1", "F2")
+    second_orc = field(second_orc, 7, "^^^20251201100000^^S")
+    second = OBR.replace("SPS1", "SPS2").replace("P1^", "P2^").replace("F1^", "F2^")
+    (command,) = orders(ORC, OBR, "NTE|1||最初", second_orc, field(second, 31, "^造影"), "NTE|1||造影剤アレルギー")
+    (procedure,) = command.procedures
+    assert command.priority == "STAT"
+    assert procedure.attributes["RequestedProcedureComments"] == "最初\n造影剤アレルギー"
+    assert procedure.attributes["ReasonForTheRequestedProcedure"] == "造影"
+    assert [(step.sps_id, step.placer_number, step.filler_number, step.start_time) for step in procedure.steps] == [
+        ("SPS1", "P1", "F1", "093000"), ("SPS2", "P2", "F2", "100000"),
+    ]  # fmt: skip
+
+
+def test_the_authorities_and_the_fields_of_the_table_are_all_taken():
+    """conformance.md 5.4"""
+    pid = PID.replace("^^^HOSP^PI", "^^^HOSP&1.2.392.1&ISO^PI")
+    visit = "PV1|1|O|01^^^^^C||||||||||||||||V0001^^^HOSP"
+    orc = ORC.replace("P1^HIS", "P1^HIS^1.2.392.2^ISO")
+    obr = field(field(field(OBR, 31, "R1^疼痛^99LOCAL"), 27, "^^^^^S"), 12, "INF^Infectious^L")
+    msg = parsed("ORM^O01", pid, "NTE|1||難聴", visit, orc, obr)
+    (command,) = orders_in.to_commands(msg, SITE)
+    procedure = command.procedures[0].attributes
+    assert command.attributes["IssuerOfAdmissionIDSequence"] == [{"LocalNamespaceEntityID": "HOSP"}]
+    assert command.attributes["ImagingServiceRequestComments"] == "難聴"
+    assert command.patient.attributes["IssuerOfPatientIDQualifiersSequence"] == [
+        {"UniversalEntityID": "1.2.392.1", "UniversalEntityIDType": "ISO"}
+    ]
+    assert procedure["OrderPlacerIdentifierSequence"] == [
+        {"LocalNamespaceEntityID": "HIS", "UniversalEntityID": "1.2.392.2", "UniversalEntityIDType": "ISO"}
+    ]
+    assert procedure["ReasonForTheRequestedProcedure"] == "疼痛"
+    assert procedure["ReasonForRequestedProcedureCodeSequence"][0]["CodeValue"] == "R1"
+    assert procedure["PatientState"] == "Infectious"
+    assert command.priority == "STAT"
+
+
+@pytest.mark.parametrize(
+    ("service", "procedure_code"),
+    [("60000002000000000000000000000000^胸部単純CT^JJ1017-32", "6000000200000000"),
+     ("CTCHEST^胸部CT^99LOCAL^60000002000000000000000000000000^胸部単純CT^JJ1017-32", "CTCHEST")],
+)  # fmt: skip
+def test_a_japanese_order_code_is_split_and_tells_the_modality(service, procedure_code):
+    (command,) = orders(ORC, field(field(OBR, 4, service), 24, ""), kind="OMG^O19")
+    (procedure,) = command.procedures
+    (protocol,) = procedure.steps[0].attributes["ScheduledProtocolCodeSequence"]
+    assert (procedure.code_value, procedure.steps[0].modality) == (procedure_code, "CT")
+    assert (protocol["CodeValue"], protocol["CodingSchemeDesignator"]) == ("6000000200000000", "JJ1017-16M")
+    assert protocol["ProtocolContextSequence"][0]["ConceptCodeSequence"][0]["CodeValue"] == "0" * 16
+    assert procedure.steps[0].description == "胸部単純CT"
+
+
+def test_a_technician_in_kanji_is_named_in_the_ideographic_group():
+    (command,) = orders(ORC, field(OBR, 34, "T1&技師&次郎"))
+    assert command.procedures[0].steps[0].attributes["ScheduledPerformingPhysicianName"] == "=技師^次郎"
+
+
+# Values that no attribute can hold
+
+
+def test_text_for_people_is_made_to_fit():
+    r"""\E\ would make two values of one, a line end none at all; 1.10: cut at 64 characters."""
+    obr = field(OBR, 4, rf"CTCHEST^胸\E\部\.br\CT^99LOCAL^CT1^{'長' * 80}^99LOCAL")
+    procedure = orders(ORC, field(obr, 30, "車" * 80))[0].procedures[0]
+    assert procedure.description == "胸/部 CT"
+    assert procedure.steps[0].description == "長" * 64
+    assert procedure.attributes["PatientTransportArrangements"] == "車" * 64
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "place"),
+    [(24, "ＣＴ", "OBR^1^24"), (24, "COMPUTEDTOMOGRAPHY", "OBR^1^24"), (18, "A" * 17, "OBR^1^18^1"),
+     (19, r"R\E\1", "OBR^1^19^1"), (4, "X" * 17, "OBR^1^4^1"), (4, r"A\E\B^x^L", "OBR^1^4^1")],
+)  # fmt: skip
+def test_what_identifies_is_refused_where_it_does_not_fit(number, value, place):
+    with pytest.raises(InvalidValue) as refused:
+        orders(ORC, field(OBR, number, value))
+    assert (refused.value.err, refused.value.place) == ("102", place)
+
+
+@pytest.mark.parametrize("time", ["202512012", "2025120125", "2025-12-01", "２０２５１２０１"])
+def test_what_is_no_time_is_refused(time):
+    with pytest.raises(InvalidValue) as refused:
+        orders(field(ORC, 7, f"^^^{time}"), OBR)
+    assert (refused.value.err, refused.value.place) == ("102", "ORC^1^7")
+
+
+def test_an_error_names_the_group_in_which_it_stands():
+    with pytest.raises(InvalidValue) as refused:
+        orders(ORC, OBR, IPC, ORC, OBR, IPC.replace("ACC1", "ACC2").replace("1.2.3", "1.2.03"), kind="OMI^O23")
+    assert refused.value.place == "IPC^2^3"
