@@ -49,7 +49,12 @@ def forget() -> None:
 
 
 def address_allowed(node: NodeInfo, address: str) -> bool:
-    return node.any_address or address in _addresses(node.host, int(time.monotonic() / 60))
+    return node.any_address or address in addresses(node.host)
+
+
+def addresses(host: str) -> frozenset[str]:
+    """What a name or an address stands for, asked again every minute; empty where nobody knows it."""
+    return _addresses(host, int(time.monotonic() / 60))
 
 
 @functools.lru_cache(maxsize=1024)

@@ -11,8 +11,9 @@ from broker.model.base import Row, blob, link
 
 class Message(Row, table=True):
     """sender: MSH-3|MSH-4 (or the REST sender's name). raw: as received, never changed. sha256: of raw. state:
-    states.MESSAGE. answer: bytes sent back. answer_sent: whether they reached the socket. error_*: of the answer.
-    became: what it changed, in words without patient data."""
+    states.MESSAGE. answer: bytes sent back, of the last time that the message was looked at. answer_sent: whether they
+    reached the socket; APPLIED without it: the sender may not know. error_*: of the answer. became: what it changed, in
+    words without patient data."""
 
     __tablename__ = "message"
     __table_args__ = (

@@ -53,6 +53,15 @@ def test_a_megabyte_of_segments_is_answered_in_bounded_time(broker):
     assert time.process_time() - before < CPU_SECONDS_MAX
 
 
+def test_an_endless_header_of_escapes_and_delimiters_is_answered_in_bounded_time(broker):
+    for noise in (b"\x1b$B", b"\x1b$(D|", b"|", b"\x83|", b"~", b"\x1b$B|" * 9 + b"\x1b(B"):
+        before = time.process_time()
+        raw = omi(order()).replace(b"|OMI^", b"|" + noise * (4_000_000 // len(noise)) + b"|OMI^", 1)
+        answer = exchange(broker.ports["hl7"], raw)
+        assert b"\rMSA|A" in answer
+        assert time.process_time() - before < CPU_SECONDS_MAX
+
+
 def test_a_frame_over_the_limit_is_cut_and_half_a_frame_is_dropped(broker):
     broker.settings.limits.mllp_frame_bytes_max = 10_000
     broker.settings.limits.mllp_frame_seconds_max = 0.5

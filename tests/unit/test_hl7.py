@@ -1,12 +1,14 @@
 """HL7 by position: sets, escapes, limits, times, and what an order message becomes."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import Limits, Site
 from broker.errors import BrokerError, InvalidValue
-from broker.ris_bridge.hl7 import ack, charset, message, orders_in
+from broker.ris_bridge.hl7 import ack, charset, message, orders_in, values
 from broker.sim.ris import omi
 from tests.world import order, today
 
@@ -93,8 +95,8 @@ def test_a_message_over_a_limit_is_refused_by_name():
 
 def test_an_explicit_null_is_kept_apart_from_nothing():
     assert parse('PID|1||1||A^B||""|').first("PID").get(7) == '""'
-    assert orders_in.null('""', str) == ""
-    assert orders_in.null("", str) is None
+    assert values.null('""', str) == ""
+    assert values.null("", str) is None
 
 
 @pytest.mark.parametrize(
@@ -144,14 +146,40 @@ def test_an_acknowledgement_parses_in_a_foreign_library_in_both_forms():
     from hl7apy.parser import parse_message
 
     for version, kind in (("2.5.1", "OMI^O23^OMI_O23"), ("2.3.1", "ORM^O01")):
-        head = message.header(f"MSH|^~\\&|HIS|HOSP|BROKER|X|1||{kind}|ID7|P|{version}\r".encode())
+        head = message.header(f"MSH|^~\\&|HIS|HOSP|BROKER|X|1||{kind}|ID7|P|{version}\r".encode(), "ASCII")
         for error in (None, InvalidValue("IPC^1^3", "is no UID", err="102")):
-            raw = ack.build(head, error, now=today(), default_set="ASCII")
+            raw = ack.build(head, error, now=today())
             parsed = parse_message(raw.decode(), find_groups=False)
             assert parsed.msa.msa_1.value == ("AE" if error else "AA")
             assert parsed.msa.msa_2.value == "ID7"
             assert parsed.msh.msh_5.value == "HIS"
             assert b"102" in raw if error else b"ERR" not in raw
+
+
+def answer_to(msg: message.Message, place: str) -> str:
+    """The ERR segment that speaks of a place."""
+    raw = ack.build(msg.header, InvalidValue(place, "is wrong", err="102"), now=today(), msg=msg)
+    return raw.decode().split("\r")[2]
+
+
+@pytest.mark.parametrize(
+    ("place", "location"),
+    [("IPC^1^3", "IPC^1^3"), ("IPC^2^1^1", "IPC^2^1"), ("PID", "PID^^"), ("message", "^^"), ("order", "ORC^1^2")],
+)
+def test_an_older_version_names_segment_sequence_field_and_code_in_one_field(place, location):
+    msg = parse("PID|1||1\rORC|NW|P1")
+    old = message.Message(replace(msg.header, fields=(*msg.header.fields[:12], "2.3.1")), msg.segments)
+    assert answer_to(old, place) == f"ERR|{location}^102&Data type error&HL70357"
+
+
+@pytest.mark.parametrize(
+    ("place", "location"),
+    [("IPC^2^1^1", "IPC^2^1^1"), ("accession number", "IPC^1^1"), ("procedure R1", "IPC^1^2"), ("step S2", "IPC^2^4"),
+     ("step S3", ""), ("step", ""), ("patient.identifiers", "PID^1^3"), ("patient.prior", ""), ("weather", "")],
+)  # fmt: skip
+def test_what_a_service_speaks_of_is_found_in_the_message_where_that_is_certain(place, location):
+    msg = parse("PID|1||1^^^HOSP\rORC|NW\rIPC|A1^RIS|R1|1.2|S1^X\rIPC|A1^RIS|R1|1.2|S2^X")
+    assert answer_to(msg, place).split("|")[2] == location
 
 
 @given(st.binary(max_size=300), st.integers(0, 600), st.integers(0, 600))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker.config import Limits
 from broker.errors import InvalidValue, MissingField, Unreadable, Unsupported
@@ -12,14 +12,20 @@ SEGMENT = re.compile(r"[A-Z][A-Z0-9]{2}")
 PATH = re.compile(r"([A-Z][A-Z0-9]{2})-(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 VERSIONS = ("2.2", "2.3", "2.3.1", "2.4", "2.5", "2.5.1", "2.6", "2.7", "2.7.1", "2.8", "2.8.1", "2.8.2")
 LINE_END = re.compile(rb"\r\n|\r|\n")
+SIGN = r"[!-/:-@\[-`{-~]"
+USUAL_SIGNS = "^~\\&"
+HEADER_BYTES_MAX = 64 * 1024
+TYPE_CHARACTERS_MAX = 32  # of a stranger's MSH-9 in log and journal; a real one has 7
 
 
 @dataclass(frozen=True)
 class Header:
-    """MSH, readable before the rest is decoded. delimiters: field, component, repetition, escape, subcomponent."""
+    """MSH, readable before the rest is. delimiters: field, component, repetition, escape, subcomponent. raw: the fields
+    as they came, for an answer in the same character set."""
 
     delimiters: str
     fields: tuple[str, ...]  # MSH-1 is fields[1]
+    raw: tuple[bytes, ...]
 
     def __getitem__(self, number: int) -> str:
         return self.fields[number] if number < len(self.fields) else ""
@@ -31,7 +37,7 @@ class Header:
     @property
     def type(self) -> str:
         """`OMI^O23`: message code and trigger event."""
-        return self.delimiters[1].join(self[9].split(self.delimiters[1])[:2]).replace(self.delimiters[1], "^")
+        return "^".join(self[9].split(self.delimiters[1])[:2])[:TYPE_CHARACTERS_MAX]
 
 
 @dataclass
@@ -45,7 +51,8 @@ class Segment:
         return self.fields[number] if number < len(self.fields) else ""
 
     def repetitions(self, number: int) -> list[str]:
-        value = self.field(number)
+        """Without the empty ones at the end, which say nothing."""
+        value = self.field(number).rstrip(self.delimiters[2])
         return value.split(self.delimiters[2]) if value else []
 
     def get(self, number: int, component: int = 1, subcomponent: int = 1, repetition: int = 1) -> str:
@@ -93,28 +100,49 @@ class Message:
         return segment.get(int(match[2]), int(match[3] or 1), int(match[4] or 1)) if segment else ""
 
 
-def header(raw: bytes) -> Header:
-    """MSH alone, read as ASCII. Raises Unreadable where there is none."""
-    line = LINE_END.split(raw.lstrip(), 1)[0]
-    if not line.startswith(b"MSH") or len(line) < 8:
+def header(raw: bytes, default_set: str, override: str = "") -> Header:
+    """MSH alone, in the set that it names (conformance.md 5.7). Whatever else is wrong, MSH-10 must be found for the
+    answer: what is not text is read as Latin-1, and signs that are none as the usual ones; `check` refuses those.
+
+    Raises Unreadable where there is no MSH."""
+    line = LINE_END.split(raw.lstrip()[:HEADER_BYTES_MAX], maxsplit=1)[0]
+    separator = line[3:4]
+    if not line.startswith(b"MSH") or not re.fullmatch(SIGN, separator.decode("latin_1")):
         raise Unreadable("MSH", "the message does not begin with MSH")
-    text = line.decode("latin_1")
-    delimiters = text[3] + text[4:8].split(text[3])[0].ljust(4, "\0")
-    if len(set(delimiters.replace("\0", ""))) != len(delimiters.replace("\0", "")) or not delimiters.strip("\0"):
-        raise Unreadable("MSH-2", "the delimiters are not distinct")
-    return Header(delimiters, ("MSH", text[3], *text[4:].split(text[3])))
+    fields = charset.split(line[4:], separator, override)
+    declared = override or b"".join(fields[16:17]).decode("latin_1")
+    fields = [b"MSH", separator, *charset.split(line[4:], separator, declared or default_set)]
+    signs = fields[2][:4].decode("latin_1")
+    if not re.fullmatch(SIGN + "+", signs) or len(set(signs)) < len(signs):
+        signs = USUAL_SIGNS
+    texts = tuple(_header_text(value, declared, default_set) for value in fields)
+    return Header(separator.decode() + signs.ljust(4, "\0"), texts, tuple(fields))
+
+
+def _header_text(value: bytes, declared: str, default_set: str) -> str:
+    try:
+        text, _ = charset.decode(value, declared, default_set)
+    except InvalidValue:
+        text = value.decode("latin_1")
+    return text.replace("\0", "")  # a refusal is kept, too, and no text of PostgreSQL holds a NUL
 
 
 def parse(raw: bytes, limits: Limits, default_set: str, override: str = "") -> Message:
     """override: a sender's character set, in place of MSH-18. Raises the error that the acknowledgement says."""
-    head = header(raw)
+    head = header(raw, default_set, override)
     text, vendor = charset.decode(raw, override or head[18], default_set)
-    lines = [line for line in re.split(r"\r\n|\r|\n", text.strip("\r\n")) if line]
+    lines = [line for line in re.split(r"\r\n|\r|\n", _without_nul(text).strip("\r\n")) if line]
     if len(lines) > limits.mllp_segments_max:
         raise InvalidValue("message", f"has more than {limits.mllp_segments_max} segments", err="100")
     segments = [_segment(line, head.delimiters, limits, n) for n, line in enumerate(lines)]
-    fields = tuple(segments[0].fields)
-    return Message(Header(head.delimiters, fields), segments, vendor)
+    return Message(replace(head, fields=tuple(segments[0].fields)), segments, vendor)
+
+
+def _without_nul(text: str) -> str:
+    """PostgreSQL keeps no NUL in a text: refused as content, before it looks like trouble with the database."""
+    if "\0" in text:
+        raise InvalidValue("message", "holds a NUL character", err="102")
+    return text
 
 
 def _segment(line: str, delimiters: str, limits: Limits, number: int) -> Segment:
@@ -137,7 +165,9 @@ def _segment(line: str, delimiters: str, limits: Limits, number: int) -> Segment
 
 
 def check(head: Header) -> None:
-    """Version and processing ID (errors 203 and 202); MSH-9 and MSH-10 are there."""
+    """Version and processing ID (errors 203 and 202); MSH-9 and MSH-10 are there, and delimiters to read with."""
+    if head.delimiters[1:].rstrip("\0") != head[2][:4]:
+        raise Unreadable("MSH^1^2", "the encoding characters are not up to four different signs")
     for number, what in ((9, "message type"), (10, "message control ID")):
         if not head[number]:
             raise MissingField(f"MSH^1^{number}", f"{what} is required")
@@ -183,7 +213,7 @@ def _escape(code: str, delimiters: str) -> str:
     if code.startswith("."):
         return "\n" if code in (".br", ".sp") else " "
     if code.startswith("X") and len(code) % 2 == 1 and re.fullmatch(r"[0-9A-Fa-f]+", code[1:]):
-        return bytes.fromhex(code[1:]).decode("latin_1")
+        return _without_nul(bytes.fromhex(code[1:]).decode("latin_1"))
     if code[:1] in ("C", "M"):
         raise InvalidValue("message", "character set escapes are not supported; declare the set in MSH-18", err="102")
     return delimiters[3] + code + delimiters[3]

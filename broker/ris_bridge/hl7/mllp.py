@@ -1,24 +1,41 @@
 """MLLP: 0B message 1C 0D over TCP (conformance.md 5.6). asyncio for framing and deadlines only."""
 
 import asyncio
+import contextlib
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from broker import log
+from broker import db, log
 from broker.config import Settings
 from broker.errors import ConfigError
+from broker.ris_bridge import journal
 
 START, END = b"\x0b", b"\x1c\x0d"
 CHUNK_BYTES = 64 * 1024
+NOTE_SECONDS_BETWEEN = 0.1  # one commit notes what was answered meanwhile
+STOP_SHARE = 0.9  # of the time to stop: for answers; the rest is for whoever waits until we have stopped
+
+
+@dataclass(frozen=True)
+class Answer:
+    """raw: the acknowledgement. message_pk: its row of the journal, which notes that it reached the socket."""
+
+    raw: bytes
+    message_pk: int
 
 
 class MllpServer:
     """handle(message, peer address) runs in a thread and gives the answer; None = close without one."""
 
-    def __init__(self, settings: Settings, handle: Callable[[bytes, str], bytes | None]) -> None:
+    def __init__(self, settings: Settings, handle: Callable[[bytes, str], Answer | None]) -> None:
         self.settings, self.limits, self._handle = settings, settings.limits, handle
         self._open: Counter[str] = Counter()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()  # connections, and the one that notes
+        self._waiting: set[asyncio.Task[None]] = set()  # connections without a message in work
+        self._sent: list[int] = []
+        self._noter: asyncio.Task[None] | None = None
+        self._stopping = False
         self.port = 0
 
     async def start(self) -> None:
@@ -30,8 +47,15 @@ class MllpServer:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """Messages that are being processed are answered first."""
+        """Connections that wait for a message end at once, those with one in work when it is answered."""
+        self._stopping = True
         self._server.close()
+        for task in self._waiting:
+            task.cancel()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.limits.stop_seconds_max * STOP_SHARE):
+                while self._tasks:
+                    await asyncio.wait(self._tasks)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -51,23 +75,47 @@ class MllpServer:
         assert task is not None
         self._tasks.add(task)
         try:
-            await self._serve(reader, writer, peer)
+            await self._serve(reader, writer, peer, task)
         except (ConnectionError, TimeoutError, asyncio.CancelledError):
             pass
         finally:
             self._tasks.discard(task)
+            self._waiting.discard(task)
             self._open[peer] -= 1
             writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str) -> None:
+    async def _serve(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: str, task: asyncio.Task[None]
+    ) -> None:
+        writer.transport.set_write_buffer_limits(0)  # drained: all of it is in the socket
         buffer = bytearray()
-        while (frame := await self._frame(reader, buffer, peer)) is not None:
-            # Shielded: what is being applied is answered, whatever happens to the connection.
-            answer = await asyncio.shield(asyncio.to_thread(self._handle, frame, peer))
+        while not self._stopping:
+            self._waiting.add(task)
+            frame = await self._frame(reader, buffer, peer)
+            self._waiting.discard(task)
+            answer = await asyncio.to_thread(self._handle, frame, peer) if frame is not None else None
             if answer is None:
                 return
-            writer.write(START + answer + END)
+            writer.write(START + answer.raw + END)
             await asyncio.wait_for(writer.drain(), self.limits.mllp_frame_seconds_max)
+            self._note_sent(answer.message_pk)
+
+    def _note_sent(self, message_pk: int) -> None:
+        self._sent.append(message_pk)
+        if self._noter is None or self._noter.done():
+            self._noter = asyncio.create_task(self._note())
+            self._tasks.add(self._noter)
+            self._noter.add_done_callback(self._tasks.discard)
+
+    async def _note(self) -> None:
+        """Beside the connections: no message waits for it, and its failure breaks none."""
+        while self._sent:
+            await asyncio.sleep(0 if self._stopping else NOTE_SECONDS_BETWEEN)
+            sent, self._sent = self._sent, []
+            try:
+                await asyncio.to_thread(db.run, journal.note_sent, sent)
+            except Exception:  # the answers are out, which is what counts
+                log.get().exception("hl7.note_failed", messages=len(sent))
 
     async def _frame(self, reader: asyncio.StreamReader, buffer: bytearray, peer: str) -> bytes | None:
         """The next message; None when the peer closed, sent half a frame too slowly, or too much."""
