@@ -58,20 +58,22 @@ INSTANCE = _table(
     ("HELD", "release", "STAGED"),
     ("STAGED", "store", "STORED"),
     ("STORED", "purge", "PURGED"),
-    ("STAGED|HELD", "reject", "REJECTED"),
+    ("STAGED|HELD|HIDDEN", "reject", "REJECTED"),
     ("REJECTED", "restore", "HELD"),  # a person takes the rejection back
+    ("REJECTED", "restore_hidden", "HIDDEN"),  # of what is in the archive already
     ("STORED", "hide", "HIDDEN"),
     ("HIDDEN", "show", "STORED"),
 )
 CASE = _table(
     ("OPEN", "take", "TAKEN"),
+    ("TAKEN", "release", "OPEN"),  # what it is about has changed: nobody has decided that yet
     ("OPEN|TAKEN", "resolve", "RESOLVED"),
     ("RESOLVED", "reopen", "OPEN"),
 )
 MESSAGE = _table(
     ("RECEIVED", "apply", "APPLIED"),
     ("RECEIVED", "reject", "REJECTED"),
-    ("REJECTED", "replay", "RECEIVED"),
+    ("REJECTED", "replay", "RECEIVED"),  # the same bytes again, where not they were at fault but we
 )
 OUTBOX = _table(
     ("DUE", "claim", "LEASED"),

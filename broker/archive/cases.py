@@ -10,6 +10,8 @@ from sqlmodel import Session, col, select
 
 from broker import audit, casebook, clock, db, outbox
 from broker.archive import release
+from broker.archive.decide import decide
+from broker.archive.gather import Gathering
 from broker.archive.release import Desk, Wanted
 from broker.config import Settings
 from broker.errors import InvalidValue, UnknownKey, Unsupported, WrongState
@@ -101,9 +103,19 @@ def resolve(
     target = find_target(session, study_pk, desk)  # first, since locks are taken in the order patient, order, study
     study = db.lock(session, Study, study_pk)
     case = _locked(session, case_pk)
+    if action != "reject":
+        _refuse_what_got_worse(session, study, case, desk)
     if _agreed(session, case, desk):
         carry_out(session, case, study, target, desk)
     return case
+
+
+def _refuse_what_got_worse(session: Session, study: Study, case: ReconciliationCase, desk: Desk) -> None:
+    """One person decides what one person may: an MPPS, a patient or further objects may have come since the case was
+    opened. The next pass of the gate brings it up to date."""
+    gathered = Gathering(session, study, now=desk.now, settings=desk.settings)
+    if case.level != "red" and gathered.new and decide(gathered.facts).outcome == "HH":
+        raise WrongState("case", "has become more doubtful since it was opened: look at it again in a moment")
 
 
 def _locked(session: Session, case_pk: int) -> ReconciliationCase:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pydicom.dataset import Dataset
+from sqlalchemy import exists, or_
 from sqlmodel import Session, col, select
 
 from broker import __version__, audit, clock, db, ids, leases, log, outbox
@@ -57,8 +58,9 @@ def work(settings: Settings) -> int:
 
 def commit_study(settings: Settings, study_pk: int) -> None:
     """Store what is decided. An instance that cannot be copied keeps the study open; the others become available."""
-    made = db.read(plan.make_plan, study_pk, _node(settings))
+    made = db.read(plan.make_plan, study_pk, _node(settings), settings)
     if made is None:
+        db.run(settle_up, study_pk, now=clock.now())
         return
     stored, failure = _copy_all(settings, made)
     db.run(mark_stored, made, stored, now=clock.now())
@@ -74,8 +76,9 @@ def _node(settings: Settings) -> str:
 
 
 def _claim(settings: Settings) -> int | None:
-    accepted = col(Study.state) == "ACCEPTED"
-    claimed = db.run(leases.claim_studies, accepted, now=clock.now(), seconds=settings.limits.lease_seconds, limit=1)
+    waits = exists().where(col(Instance.study_pk) == col(Study.pk), plan.is_pending())
+    let_in = or_(col(Study.state) == "ACCEPTED", waits)
+    claimed = db.run(leases.claim_studies, let_in, now=clock.now(), seconds=settings.limits.lease_seconds, limit=1)
     return claimed[0] if claimed else None
 
 
@@ -137,16 +140,17 @@ def _verified(path: Path, instance: Instance) -> str:
 
 def _render(settings: Settings, store: Store, made: Plan, instance: Instance, source: BinaryIO) -> tuple[str, str]:
     """Key and SHA-256 of the coerced rendition, empty where nothing changes."""
-    if made.target is None:
+    how = made.how[instance.key]
+    if how.target is None:
         return "", ""
-    target = made.target
+    target = how.target
 
     def change(ds: Dataset) -> Dataset:
-        changes = changes_for(ds, target, only_name=made.only_name, by_person=made.by_person)
-        corrected = made.by_person and bool(IDENTITY & changes.keys())
+        changes = changes_for(ds, target, only_name=how.only_name, by_person=how.replaced)
+        corrected = how.replaced and bool(IDENTITY & changes.keys())
         # The decision's time: the same bytes at every try.
         record = Record(
-            "CORRECT" if corrected else "COERCE", instance.source_ae, _system(settings), made.decided_at,
+            "CORRECT" if corrected else "COERCE", instance.source_ae, _system(settings), how.decided_at,
             settings.site.timezone,
         )  # fmt: skip
         return coerce(ds, changes, record)
@@ -173,32 +177,41 @@ def _system(settings: Settings) -> str:
 
 
 def mark_stored(session: Session, made: Plan, stored: dict[int, Stored], *, now: dt.datetime) -> bool:
-    """The rows of what was copied; False, and nothing, where the study has been decided anew or merged meanwhile."""
+    """The rows of what was copied; False, and nothing, where the study was merged meanwhile. An instance that was
+    decided anew waits for the next pass."""
     study = db.lock(session, Study, made.study_pk)
-    decision = plan.latest_decision(session, study.key)
-    if study.state != "ACCEPTED" or decision is None or decision.key != made.decision_pk:
-        return False
     if study.patient_pk != made.patient_pk:
         return False
-    waiting = plan.pending(session, study.key, decision)
-    done = [instance for instance in waiting if instance.key in stored]
+    waiting = plan.pending(session, study.key)
+    done = [one for one in waiting if one.key in stored and one.decision_pk == made.decisions[one.key]]
     for instance in done:
         files = stored[instance.key]
         instance.state = advance(INSTANCE, instance.state, "show" if instance.state == "HIDDEN" else "store")
         instance.store_key, instance.store_sha256 = files.store_key, files.store_sha256
         instance.rendition_key, instance.rendition_sha256 = files.rendition_key, files.rendition_sha256
         session.add(instance)
-    if len(done) == len(waiting):
-        study.state = advance(STUDY, study.state, "store")
-        study.archived_at, study.attempts = now, 0
-        session.add(study)
+    if not done:
+        return False
+    session.flush()
+    settle_up(session, study.key, now=now)
     audit.record(
-        session, "study.archive", f"study:{study.key}", actor=ACTOR, now=now, decision=decision.key, stored=len(done),
+        session, "study.archive", f"study:{study.key}", actor=ACTOR, now=now, stored=len(done),
         coerced=sum(bool(stored[instance.key].rendition_key) for instance in done), waiting=len(waiting) - len(done),
     )  # fmt: skip
     for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study.key)).all():
         outbox.touch(session, order_pk)
     return True
+
+
+def settle_up(session: Session, study_pk: int, *, now: dt.datetime) -> None:
+    """An accepted study of which all is in the archive is archived."""
+    study = db.lock(session, Study, study_pk)
+    if study.state == "ACCEPTED" and not plan.pending(session, study_pk):
+        study.state = advance(STUDY, study.state, "store")
+        study.archived_at, study.attempts = now, 0
+        session.add(study)
+        for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study_pk)).all():
+            outbox.touch(session, order_pk)
 
 
 # Staging, last

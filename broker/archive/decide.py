@@ -1,9 +1,10 @@
 """May a study enter the archive? The decision table of reconciliation.md 3.5 as data; pure.
 
-Read TABLE from the top: the first row whose situation holds decides. Safety rows come first. Rows 41 to 43 and 29 are
-the intake's (they refuse, or change nothing)."""
+Read TABLE from the top: the first row whose situation holds decides. Safety rows come first. Where it asks one person,
+a later row that asks two goes before it: more disagreement never makes a case easier (P4). Rows 41 to 43 and 29 are the
+intake's (they refuse, or change nothing)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from broker.archive.grades import GRADES, grade, worst
 from broker.archive.links import OPEN
 from broker.archive.situation import Outcome, Situation
 
-RULES_VERSION = "1"
+RULES_VERSION = "2"
 # 45: QA and phantom IDs. 14: emergency aliases. Without their registers nothing is one, and such studies are held.
 MISSING_ROWS = ("45", "14")
 AMBER = ("D1", "D2", "D3", "D4", "D5", "D6", "D8", "D14")
@@ -68,7 +69,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("27", "HH", "the study belongs to another patient already", its.is_other_patients_study),
     Rule("25", "HH", "one study, two patients", lambda c: len(c.patients) > 1 or "D11" in c.signs),
     Rule("21", "HH", "its MPPS was discontinued: incorrect worklist entry selected (110514)", its.is_wrong_entry),
-    Rule("10", "HH", "name, birth date or sex differ too much", lambda c: c.is_linked and c.is_grade("G3")),
+    Rule("10", "HH", "name, birth date or sex differ too much", lambda c: c.is_grade("G3")),
     Rule("44", "HH", "signs of a wrong or edited worklist entry", lambda c: c.shows(detectors.RED)),
     Rule("47", its.outcome_before, "later object of a decided study", its.is_later_object),
     Rule("8", "H", "the birth date differs", lambda c: its.is_g2(c, "birth date")),
@@ -111,22 +112,30 @@ FLAGS: dict[str, Callable[[Situation], bool]] = {
 
 
 def decide(facts: StudyFacts) -> Verdict:
-    """The verdict of the first row that fits, with its reasons."""
+    """The verdict of the row that fits, with its reasons."""
     case = Situation(facts)
-    rule = next(rule for rule in TABLE if rule.holds(case))
-    outcome = rule.outcome(case) if callable(rule.outcome) else rule.outcome
+    fitting = [(rule, _outcome(rule, case)) for rule in TABLE if rule.holds(case)]
+    rule, outcome = fitting[0]
+    texts = [rule.text]
+    if outcome == "H" and (worse := next((one for one in fitting if one[1] == "HH"), None)):
+        rule, outcome = worse
+        texts = [rule.text, *texts]
     accepted = outcome in ("A", "C")
     return Verdict(
         row=rule.row,
         outcome=outcome,
         grade=case.grade.code,
-        reasons=_reasons(case, rule.text),
+        reasons=_reasons(case, texts),
         links=_filed_under(case) if accepted else (),
         patient_pk=_patient(case) if accepted else None,
         order_pk=next(iter(case.links.orders)) if len(case.links.orders) == 1 else None,
         flags=tuple(flag for flag, holds in FLAGS.items() if holds(case)),
         candidates=() if accepted else _candidates(case),
     )
+
+
+def _outcome(rule: Rule, case: Situation) -> Outcome:
+    return rule.outcome(case) if callable(rule.outcome) else rule.outcome
 
 
 def _patient(case: Situation) -> int | None:
@@ -148,9 +157,9 @@ def _filed_under(case: Situation) -> tuple[Link, ...]:
     return (links[best.procedure_pk],)
 
 
-def _reasons(case: Situation, text: str) -> tuple[str, ...]:
-    said = [text]
-    if case.is_linked or case.decided:
+def _reasons(case: Situation, texts: Sequence[str]) -> tuple[str, ...]:
+    said = [*texts]
+    if case.is_compared:
         said += [f"{what} differs" for what in case.grade.differs]
         said += [f"{what} is missing" for what in case.grade.missing]
     if not all(seen.identity_is_text for seen in case.seen):

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from sqlalchemy import ColumnElement, and_, exists, false, func, or_
 from sqlmodel import Session, col, select
 
+from broker.archive import performed_of
 from broker.archive.plan import RULES
 from broker.config import Settings
-from broker.model.images import Decision, Instance, Series, Study
+from broker.model.images import Decision, Instance, Study
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.patients import Patient, PatientIdentifier
 from broker.model.performed import PerformedSeries, PerformedStep
@@ -22,24 +23,22 @@ def settled(session: Session, settings: Settings, now: dt.datetime) -> ColumnEle
     quiet_since = now - dt.timedelta(seconds=settings.reconcile.settle_seconds)
     receiving = col(Study.state) == "RECEIVING"
     busy = session.exec(
-        select(Study.pk, Study.study_instance_uid)
+        select(Study.pk)
         .where(receiving, col(Study.last_received_at) > quiet_since, _named_by_final())
         .order_by(col(Study.last_received_at))
         .limit(settings.limits.list_items_max)
     ).all()
-    whole = [pk for pk, uid in busy if pk is not None and _is_whole(session, pk, uid)]
+    whole = [pk for pk in busy if pk is not None and _is_whole(session, pk)]
     return and_(receiving, or_(col(Study.last_received_at) <= quiet_since, col(Study.pk).in_(whole)))
 
 
 def _named_by_final() -> ColumnElement[bool]:
-    return exists().where(
-        col(PerformedStep.study_instance_uid) == col(Study.study_instance_uid), col(PerformedStep.status).in_(FINAL)
-    )
+    return exists().where(performed_of.is_about(), col(PerformedStep.status).in_(FINAL))
 
 
-def _is_whole(session: Session, study_pk: int, study_uid: str) -> bool:
+def _is_whole(session: Session, study_pk: int) -> bool:
     """Each MPPS of the study is final, and each instance that they name is here."""
-    about = select(PerformedStep.pk).where(PerformedStep.study_instance_uid == study_uid)
+    about = select(PerformedStep.pk).join(Study, performed_of.is_about()).where(Study.pk == study_pk)
     if session.exec(about.where(col(PerformedStep.status).not_in(FINAL))).first() is not None:
         return False
     named = session.exec(select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(about)))
@@ -61,24 +60,18 @@ def worth_another_look(session: Session, settings: Settings, now: dt.datetime) -
 
 
 def to_recall(session: Session, settings: Settings, now: dt.datetime) -> ColumnElement[bool]:
-    """Released, and then its MPPS was discontinued with 110514; or rejected, and then more objects came. What a person
-    decided after that stays decided."""
+    """Let in, and then its MPPS was discontinued with 110514; or rejected, and then more objects came. What a person
+    let in after that stays."""
     wrong = and_(
+        performed_of.is_about(),
         col(PerformedStep.discontinuation_code) == WRONG_ENTRY[0],
         col(PerformedStep.discontinuation_scheme) == WRONG_ENTRY[1],
-        or_(
-            col(PerformedStep.study_instance_uid) == col(Study.study_instance_uid),
-            exists().where(
-                col(PerformedSeries.performed_pk) == col(PerformedStep.pk),
-                col(PerformedSeries.series_instance_uid) == col(Series.series_instance_uid),
-                col(Series.study_pk) == col(Study.pk),
-            ),
+        exists().where(
+            col(Instance.study_pk) == col(Study.pk),
+            col(Instance.decision_pk) == col(Decision.pk),
+            or_(col(Decision.by) == RULES, col(Decision.at) <= col(PerformedStep.updated_at)),
         ),
-        ~exists().where(
-            col(Decision.study_pk) == col(Study.pk), col(Decision.by) != RULES,
-            col(Decision.at) > col(PerformedStep.updated_at),
-        ),
-    )  # fmt: skip
+    )
     joined = exists().where(col(Instance.study_pk) == col(Study.pk), col(Instance.state) == "STAGED")
     return or_(
         and_(col(Study.state).in_(("ACCEPTED", "ARCHIVED")), exists().where(wrong)),

@@ -9,18 +9,19 @@ from pydantic import TypeAdapter
 
 @dataclass(frozen=True)
 class Request:
-    """An item of the Request Attributes Sequence (0040,0275)."""
+    """An item of the Request Attributes Sequence (0040,0275). accession_issuer, issuer_given: as in Seen."""
 
     procedure_id: str = ""
     sps_id: str = ""
     accession_number: str = ""
     accession_issuer: str = ""
+    issuer_given: bool = True
 
 
 @dataclass(frozen=True)
 class Seen:
     """Objects of the study that say the same about themselves. Values are as the device wrote them, but for
-    accession_issuer, which the node or site fills where the object names none.
+    accession_issuer, which the node or site fills where the object names none (issuer_given: False).
 
     patients: keys of those that the Patient ID may mean, merges followed; several where its issuer is not known.
     id_via: how the ID led there: `equal`, `rule` (zeros, width, spaces), `merge`; empty where it leads nowhere.
@@ -38,6 +39,7 @@ class Seen:
     id_via: str = ""
     accession_number: str = ""
     accession_issuer: str = ""
+    issuer_given: bool = True
     requests: tuple[Request, ...] = ()
     modality: str = ""
     sop_class_uid: str = ""
@@ -117,8 +119,9 @@ class Performed:
 
 @dataclass(frozen=True)
 class Decided:
-    """What was released of this study before. outcome, grade: of the last such decision; grade empty where a person
-    made it. identities: (ID, issuer, name, birth date, sex) of its objects."""
+    """What was released of this study before. at: of the first such decision. outcome: of the last. grade: the worst
+    that the rules found; empty where persons alone decided. by_person: a person decided some of it. identities: (ID,
+    issuer, name, birth date, sex) of the objects that persons released, else of all."""
 
     at: dt.datetime
     by_person: bool

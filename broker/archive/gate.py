@@ -4,8 +4,9 @@ The rules are decide.py's. Here is what a verdict does to the rows: one transact
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from broker import audit, casebook, clock, db, leases, log, outbox
 from broker.archive import due, facts, plan
@@ -63,54 +64,59 @@ def settle(session: Session, study_pk: int, *, now: dt.datetime, settings: Setti
         return
     study.state = advance(STUDY, study.state, "settle")
     if gathered.new:
-        _carry_out(gathered, now)
+        _carry_out(gathered, decide(gathered.facts), now)
     else:  # bytes that were lost came again: nothing new to decide
         study.state = advance(STUDY, study.state, "match")
         session.add(study)
 
 
 def look_again(session: Session, study_pk: int, *, now: dt.datetime, settings: Settings) -> None:
-    """Row 38: an order or patient changed while the study is held, or objects joined it. Upgraded only to what the
-    table says now; where a person has begun to decide, the objects join the case and no rule speaks."""
+    """Row 38: an order, a patient or an MPPS changed while the study is held, or objects joined it. Upgraded only to
+    what the table says now, and never where a person has spoken or images were hidden: there the case is told only."""
     gathered = _locked(session, study_pk, now, settings)
     study, case = gathered.study, casebook.find_open(session, "study", f"study:{study_pk}")
     if study.state != "IN_REVIEW" or case is None:
         return
-    before = plan.latest_decision(session, study_pk)
-    study.decided_at = now
-    session.add(study)
-    person = case.state == "TAKEN" or case.approvals or before is None or before.by != plan.RULES
-    if person or any(one.state == "HIDDEN" for one in gathered.new):
+    verdict, before = decide(gathered.facts), plan.latest_decision(session, study_pk)
+    by_rules = before is not None and before.by == plan.RULES
+    hidden = any(one.state == "HIDDEN" for one in gathered.new)
+    if case.state == "TAKEN" or case.approvals or hidden or not by_rules:
+        study.decided_at = now
+        session.add(study)
         _hold(session, gathered.new)
+        if verdict.outcome in ("A", "C"):
+            verdict = replace(verdict, row=case.row, reasons=tuple(case.reasons), candidates=tuple(case.candidates))
+        _ask(gathered, verdict, now)
+        _hide_errors(gathered)
         return
     study.state = advance(STUDY, study.state, "redecide")
-    _carry_out(gathered, now, before, case)
+    _carry_out(gathered, verdict, now, before, case)
 
 
 def recall(session: Session, study_pk: int, *, now: dt.datetime, settings: Settings) -> None:
     """Row 21 after the commit: what the wrong worklist entry made is hidden at once. Objects that come after a person
     rejected their study wait for a person, too."""
-    study = db.lock(session, Study, study_pk)
+    gathered = _locked(session, study_pk, now, settings)
+    study = gathered.study
     if study.state not in ("ACCEPTED", "ARCHIVED", "REJECTED"):
         return
     rejected = study.state == "REJECTED"
-    row, reason = (
-        ("28", "objects came after the study was rejected")
-        if rejected
-        else (
-            "21",
-            "its MPPS was discontinued after the images were released: incorrect worklist entry selected (110514)",
-        )
-    )
+    reason = (
+        "objects came after the study was rejected" if rejected
+        else "its MPPS was discontinued after the images were released: incorrect worklist entry selected (110514)"
+    )  # fmt: skip
     study.state, study.decided_at = advance(STUDY, study.state, "recall"), now
     session.add(study)
-    _hold(session, _instances(session, study_pk))
+    held = [*gathered.new, *gathered.kept]
+    _hold(session, held)
     orders = _orders_of(session, study_pk)
+    last = casebook.latest(session, "study", f"study:{study_pk}")
+    level = last.level if rejected and last is not None else "red"
     casebook.open_case(
-        session, "study", f"study:{study_pk}", level="amber" if rejected else "red", reasons=[reason], row=row,
-        study_pk=study_pk, order_pk=next(iter(orders), None), now=now, actor=ACTOR,
+        session, "study", f"study:{study_pk}", level=level, reasons=[reason], row="28" if rejected else "21",
+        instances=[one.key for one in held], study_pk=study_pk, order_pk=next(iter(orders), None), now=now, actor=ACTOR,
     )  # fmt: skip
-    audit.record(session, "study.recall", f"study:{study_pk}", actor=ACTOR, now=now, row=row)
+    audit.record(session, "study.recall", f"study:{study_pk}", actor=ACTOR, now=now, rejected=rejected)
     _touch(session, orders)
 
 
@@ -132,17 +138,20 @@ def _locked(session: Session, study_pk: int, now: dt.datetime, settings: Setting
 
 
 def _carry_out(
-    gathered: Gathering, now: dt.datetime, before: Decision | None = None, case: ReconciliationCase | None = None
+    gathered: Gathering,
+    verdict: Verdict,
+    now: dt.datetime,
+    before: Decision | None = None,
+    case: ReconciliationCase | None = None,
 ) -> None:
     """Study, instances, links, case and decision as the verdict says. The same verdict again writes nothing."""
-    session, study, verdict = gathered.session, gathered.study, decide(gathered.facts)
+    session, study = gathered.session, gathered.study
     accepted = verdict.outcome in ("A", "C")
     study.state = advance(STUDY, study.state, "match" if accepted else "doubt")
     study.decided_at, study.attempts = now, 0
     session.add(study)
     instances = [one.key for one in gathered.new]
-    joined = any(one.state == "STAGED" for one in gathered.new)
-    if before and not accepted and not joined and (before.row, before.reasons) == (verdict.row, list(verdict.reasons)):
+    if before and case and not accepted and _says(before, case) == _says_now(verdict, instances):
         return
     decision = Decision(
         study_pk=study.key, at=now, rules_version=VERSION, row=verdict.row, outcome=verdict.outcome,
@@ -154,10 +163,11 @@ def _carry_out(
     study.rule = verdict.row
     study.flags = sorted({*verdict.flags, *(flag for flag in study.flags if flag in ("UNSCHEDULED", "CHECK"))})
     if accepted:
-        _accept(session, study, verdict, gathered.new)
+        _accept(session, study, verdict, decision, gathered.new)
     else:
         _hold(session, gathered.new)
-        _ask(session, study, verdict, now)
+        _ask(gathered, verdict, now)
+        _hide_errors(gathered)
     if accepted and case is not None:
         resolution = {"action": "decided again", "decision": decision.key, "row": verdict.row}
         casebook.close_case(session, case, now=now, actor=ACTOR, resolution=resolution)
@@ -169,7 +179,18 @@ def _carry_out(
     _touch(session, {*named, *_orders_of(session, study.key), verdict.order_pk})
 
 
-def _accept(session: Session, study: Study, verdict: Verdict, instances: Sequence[Instance]) -> None:
+def _says(before: Decision, case: ReconciliationCase) -> tuple[object, ...]:
+    return (before.row, before.outcome, before.reasons, case.candidates, case.order_pk, case.instances)
+
+
+def _says_now(verdict: Verdict, instances: list[int]) -> tuple[object, ...]:
+    said = (verdict.row, verdict.outcome, list(verdict.reasons), list(verdict.candidates), verdict.order_pk)
+    return (*said, instances)
+
+
+def _accept(
+    session: Session, study: Study, verdict: Verdict, decision: Decision, instances: Sequence[Instance]
+) -> None:
     """The commit job copies what is staged. Links only grow: a later object may name no order."""
     study.patient_pk = verdict.patient_pk
     known = select(StudyOrder.requested_procedure_pk).where(StudyOrder.study_pk == study.key)
@@ -187,7 +208,8 @@ def _accept(session: Session, study: Study, verdict: Verdict, instances: Sequenc
     for instance in instances:
         if instance.state == "HELD":
             instance.state = advance(INSTANCE, instance.state, "release")
-            session.add(instance)
+        instance.decision_pk = decision.key
+        session.add(instance)
     session.flush()
 
 
@@ -196,23 +218,31 @@ def _hold(session: Session, instances: Sequence[Instance]) -> None:
     for instance in instances:
         if event := {"STAGED": "hold", "STORED": "hide"}.get(instance.state):
             instance.state = advance(INSTANCE, instance.state, event)
-            session.add(instance)
+        instance.decision_pk = None
+        session.add(instance)
     session.flush()
 
 
-def _ask(session: Session, study: Study, verdict: Verdict, now: dt.datetime) -> None:
+def _hide_errors(gathered: Gathering) -> None:
+    """Row 21, whichever row speaks: what was let in before the device said that the entry was wrong goes at once, and
+    belongs to the case."""
+    errors = gathered.kept_in_error()
+    case = casebook.find_open(gathered.session, "study", f"study:{gathered.study.key}")
+    if errors and case is not None:
+        _hold(gathered.session, errors)
+        casebook.join(gathered.session, case, [one.key for one in errors])
+
+
+def _ask(gathered: Gathering, verdict: Verdict, now: dt.datetime) -> None:
+    session, study = gathered.session, gathered.study
     if verdict.row == "27":  # the images that are there may be the wrong ones
         study.flags = sorted({*study.flags, "CHECK"})
     casebook.open_case(
         session, "study", f"study:{study.key}", level="red" if verdict.outcome == "HH" else "amber",
-        reasons=verdict.reasons, row=verdict.row, candidates=verdict.candidates, study_pk=study.key,
-        order_pk=verdict.order_pk, now=now, actor=ACTOR,
+        reasons=verdict.reasons, row=verdict.row, candidates=verdict.candidates,
+        instances=[one.key for one in gathered.new], study_pk=study.key, order_pk=verdict.order_pk, now=now,
+        actor=ACTOR,
     )  # fmt: skip
-
-
-def _instances(session: Session, study_pk: int) -> Sequence[Instance]:
-    query = select(Instance).where(Instance.study_pk == study_pk, col(Instance.state).in_(("STAGED", "STORED")))
-    return session.exec(query.order_by(col(Instance.pk))).all()
 
 
 def _orders_of(session: Session, study_pk: int) -> list[int]:

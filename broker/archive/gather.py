@@ -8,16 +8,17 @@ from functools import cached_property
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, col, select
 
 from broker import clock
-from broker.archive import candidates, plan
+from broker.archive import candidates, performed_of, plan
 from broker.archive.candidates import About
 from broker.archive.devices import Devices
 from broker.archive.facts import Decided, Performed, Request, Seen, StudyFacts
+from broker.archive.grades import GRADES
 from broker.archive.situation import identity_of
 from broker.config import Settings
-from broker.model.images import Instance, Series, Study, StudyOrder
+from broker.model.images import Decision, Instance, Study, StudyOrder
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
 from broker.model.site import Node
 from broker.mpps.rules import FINAL, WRONG_ENTRY
@@ -28,25 +29,21 @@ IDENTITY_TEXTS = {"patient_id", "issuer_of_patient_id", "patient_name"}
 
 
 class Gathering:
-    """One study's facts under way. new: instances to be decided; kept: those that a decision released before."""
+    """One study's facts under way. new: instances to be decided; kept: those that a decision let in before."""
 
     def __init__(self, session: Session, study: Study, *, now: dt.datetime, settings: Settings) -> None:
         self.session, self.study, self.now, self.settings = session, study, now, settings
         self.devices = Devices(session.exec(select(Node)).all())
         self.about = About(session, study, self.devices, settings, now)
-        self.decision = plan.latest_acceptance(session, study.key)
         everything = session.exec(
             select(Instance)
             .where(Instance.study_pk == study.key, col(Instance.state).in_(("STAGED", "HELD", "STORED", "HIDDEN")))
             .order_by(col(Instance.pk))
         ).all()
-        covered = set(self.decision.facts.get("instances", ())) if self.decision else set()
-        self.kept = [
-            one for one in everything if one.state == "STORED" or (one.state == "STAGED" and one.key in covered)
-        ]
-        self.new = [one for one in everything if one not in self.kept]
-        self.series = session.exec(select(Series).where(Series.study_pk == study.key).order_by(col(Series.pk))).all()
-        self.performed_rows = self._performed_rows(everything)
+        self.kept = [one for one in everything if one.decision_pk is not None]
+        self.new = [one for one in everything if one.decision_pk is None]
+        self.decisions = {one.pk: one for one in session.exec(select(Decision).where(Decision.study_pk == study.key))}
+        self.performed_rows = self._performed_rows()
         self._offsets: dict[str, dt.timedelta] = {}
 
     @cached_property
@@ -99,10 +96,11 @@ class Gathering:
             id_via=whom.via,
             accession_number=said["accession_number"],
             accession_issuer=said["accession_issuer"] or accession_issuer,
+            issuer_given=bool(said["accession_issuer"]),
             requests=tuple(
                 Request(
                     one["requested_procedure_id"], one["sps_id"], one["accession_number"],
-                    one["accession_issuer"] or accession_issuer,
+                    one["accession_issuer"] or accession_issuer, bool(one["accession_issuer"]),
                 )
                 for one in said["request_attributes"]
             ),
@@ -154,21 +152,19 @@ class Gathering:
 
     # what was done and decided
 
-    def _performed_rows(self, instances: Sequence[Instance]) -> Sequence[PerformedStep]:
-        """MPPS that name the study or one of its series, or that its objects name."""
-        uids = {uid for one in instances for uid in one.facts["performed_steps"]}
-        in_series = select(PerformedSeries.performed_pk).where(
-            col(PerformedSeries.series_instance_uid).in_([one.series_instance_uid for one in self.series])
-        )
+    def kept_in_error(self) -> list[Instance]:
+        """What was let in, and then its MPPS was discontinued with 110514. What a person let in after that stays."""
+        wrong = [one.updated_at for one in self.performed_rows if _is_wrong_entry(one)]
+        return [
+            one for one in self.kept
+            if one.decision_pk and wrong and _is_before(self.decisions[one.decision_pk], max(wrong))
+        ]  # fmt: skip
+
+    def _performed_rows(self) -> Sequence[PerformedStep]:
         return self.session.exec(
             select(PerformedStep)
-            .where(
-                or_(
-                    PerformedStep.study_instance_uid == self.study.study_instance_uid,
-                    col(PerformedStep.sop_instance_uid).in_(uids),
-                    col(PerformedStep.pk).in_(in_series),
-                )
-            )
+            .join(Study, performed_of.is_about())
+            .where(Study.pk == self.study.pk)
             .order_by(col(PerformedStep.pk))
         ).all()
 
@@ -184,22 +180,26 @@ class Gathering:
             series=tuple(sorted(self.session.exec(series))),
             patient_id=row.patient_id,
             patient=whom.patients[0] if len(whom.patients) == 1 else None,
-            wrong_entry=(row.discontinuation_code, row.discontinuation_scheme) == WRONG_ENTRY,
+            wrong_entry=_is_wrong_entry(row),
         )
 
     def _decided(self) -> Decided | None:
-        if self.decision is None or not self.kept:
+        if not self.kept:
             return None
+        decisions = [self.decisions[pk] for pk in sorted({one.decision_pk for one in self.kept if one.decision_pk})]
+        persons = {one.pk for one in decisions if one.by != plan.RULES}
+        grades = [str(one.facts.get("grade", "")) for one in decisions if one.by == plan.RULES]
+        remembered = [one for one in self.kept if one.decision_pk in persons] or self.kept
         seen = self._seen(self.kept)
         links = self.session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == self.study.key)).all()
         return Decided(
-            at=self.decision.at,
-            by_person=self.decision.by != plan.RULES,
-            outcome=self.decision.outcome,
-            grade=self.decision.facts.get("grade", ""),
+            at=decisions[0].at,
+            by_person=bool(persons),
+            outcome=decisions[-1].outcome,
+            grade=max(filter(None, grades), key=GRADES.index, default=""),
             patient_pk=identity.survivor(self.session, self.study.patient_pk).key if self.study.patient_pk else None,
             orders=tuple(sorted(set(links))),
-            identities=tuple(dict.fromkeys(identity_of(one) for one in seen)),
+            identities=tuple(dict.fromkeys(identity_of(one) for one in self._seen(remembered))),
             devices=tuple(sorted({one.device for one in seen})),
             modalities=tuple(sorted({one.modality for one in seen})),
             acquired_last=max((one.acquired_last for one in seen if one.acquired_last), default=None),
@@ -211,6 +211,15 @@ class Gathering:
         named = select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(final))
         announced = {uid for uids in self.session.exec(named) for uid in uids}
         return len(announced - {one.sop_instance_uid for one in (*self.new, *self.kept)})
+
+
+def _is_wrong_entry(row: PerformedStep) -> bool:
+    return (row.discontinuation_code, row.discontinuation_scheme) == WRONG_ENTRY
+
+
+def _is_before(decision: Decision, at: dt.datetime) -> bool:
+    """Nobody could know it then: a rule never lets in what it knows."""
+    return decision.by == plan.RULES or decision.at <= at
 
 
 def acquired(said: dict[str, Any], zone: str) -> dt.datetime | None:

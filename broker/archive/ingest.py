@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from sqlmodel import Session, col, select
 
 from broker import audit, outbox
+from broker.archive import performed_of
 from broker.archive.digest import Comparison, difference
 from broker.archive.staging import Staged
 from broker.model.images import Instance, Series, Study, StudyOrder
-from broker.states import STUDY, advance
+from broker.states import INSTANCE, STUDY, advance
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,16 @@ class Registered:
 
 
 def register(
-    session: Session, staged: Staged, *, now: dt.datetime, comparison: Comparison | None = None, adopted: bool = False
+    session: Session,
+    staged: Staged,
+    *,
+    now: dt.datetime,
+    comparison: Comparison | None = None,
+    lost: Instance | None = None,
+    adopted: bool = False,
 ) -> Registered:
-    """comparison: with the instances that an earlier call named. adopted: found at the start, sent before a crash."""
+    """comparison: with the instances that an earlier call named. lost: the duplicate that an earlier call named, and
+    whose bytes are not where it says. adopted: found at the start, sent before a crash."""
     study = session.exec(
         select(Study).where(Study.study_instance_uid == staged.header.study_instance_uid).with_for_update()
     ).first()
@@ -41,7 +49,8 @@ def register(
     if twin is not None and twin.staged_key == staged.key:
         return Registered(twin)  # asked again after an answer of the database was lost
     if twin is not None:
-        return _duplicate(session, study, twin, staged, now)
+        gone = twin.missing or (lost is not None and _bytes_of(twin) == _bytes_of(lost))
+        return _duplicate(session, study, twin, staged, now, lost=gone)
     if known and (comparison is None or not {one.key for one in known} <= comparison.others.keys()):
         return Registered(compare=tuple(known))
     study = _receive(session, study, staged, now)
@@ -50,6 +59,7 @@ def register(
         _keep_beside(session, instance, known, comparison)
     session.add(instance)
     session.flush()
+    performed_of.note(session, study.key, staged.header.facts["performed_steps"])
     audit.record(
         session, "instance.adopt" if adopted else "instance.receive", f"instance:{instance.key}",
         actor=staged.source_ae, now=now, study=study.key, sha256=staged.sha256, size=staged.size,
@@ -68,11 +78,22 @@ def _twin(known: Sequence[Instance], staged: Staged, comparison: Comparison | No
     return next((one for one in known if one.sha256 == staged.sha256 or one.key in same), None)
 
 
-def _duplicate(session: Session, study: Study | None, twin: Instance, staged: Staged, now: dt.datetime) -> Registered:
-    """No effect (row 29), unless the bytes that we have lost are these."""
-    lost = twin.missing and twin.sha256 == staged.sha256
+def _bytes_of(instance: Instance) -> tuple[int | None, str, str]:
+    """Which instance, and where its bytes should be."""
+    return instance.pk, instance.staged_key, instance.store_key
+
+
+def _duplicate(
+    session: Session, study: Study | None, twin: Instance, staged: Staged, now: dt.datetime, *, lost: bool
+) -> Registered:
+    """No effect (row 29), unless we have lost the bytes: then this is what there is of the object, in whatever transfer
+    syntax."""
     if lost:
+        if twin.state == "STORED":  # not in the archive, whatever the row says: the next commit shows it again
+            twin.state = advance(INSTANCE, twin.state, "hide")
         twin.missing, twin.staged_node, twin.staged_key = False, staged.node, staged.key
+        twin.store_key = twin.store_sha256 = twin.canonical_digest = ""
+        twin.sha256, twin.size, twin.transfer_syntax_uid = staged.sha256, staged.size, staged.transfer_syntax
         session.add(twin)
         _receive(session, study, staged, now)
     audit.record(

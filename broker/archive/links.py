@@ -76,8 +76,7 @@ def _not_cancelled(items: dict[int, Item]) -> dict[int, Item]:
 
 def find(facts: StudyFacts) -> Links:
     said = [statement for kind, named in FINDERS.items() for statement in _distinct(kind, named(facts))]
-    single = [one for one in said if one.kind != "A" or len(one.orders) == 1]
-    return Links(tuple(single), tuple(one for one in said if one not in single))
+    return Links(tuple(said), tuple(_distinct("A", _doubles(facts))))
 
 
 def _distinct(kind: str, named: Iterable[tuple[Item, ...]]) -> Iterator[Statement]:
@@ -106,11 +105,36 @@ def _by_performed(facts: StudyFacts) -> Iterator[tuple[Item, ...]]:
         yield tuple(item for item in facts.items if item.step_pk in one.steps)
 
 
+Number = tuple[str, str]  # accession number, issuer
+
+
 def _by_accession(facts: StudyFacts) -> Iterator[tuple[Item, ...]]:
+    """The number of an object is a statement; those of its Request Attributes items are one together (group case)."""
     for seen in facts.seen:
-        numbers = {(seen.accession_number, seen.accession_issuer)}
-        for number, issuer in sorted(numbers - {("", seen.accession_issuer)}):
-            yield tuple(item for item in facts.items if _has_accession(item, number, issuer))
+        for numbers in _numbers(seen):
+            found = [items for number in numbers if len(_orders(items := _with_number(facts, number))) == 1]
+            yield tuple({item.step_pk: item for items in found for item in items}.values())
+
+
+def _doubles(facts: StudyFacts) -> Iterator[tuple[Item, ...]]:
+    for seen in facts.seen:
+        for number in (number for numbers in _numbers(seen) for number in numbers):
+            if len(_orders(items := _with_number(facts, number))) > 1:
+                yield items
+
+
+def _numbers(seen: Seen) -> tuple[list[Number], list[Number]]:
+    of_items = dict.fromkeys((one.accession_number, one.accession_issuer) for one in seen.requests)
+    own = (seen.accession_number, seen.accession_issuer)
+    return [own] if own[0] else [], [number for number in of_items if number[0]]
+
+
+def _with_number(facts: StudyFacts, number: Number) -> tuple[Item, ...]:
+    return tuple(item for item in facts.items if _has_accession(item, *number))
+
+
+def _orders(items: Iterable[Item]) -> set[int]:
+    return {item.order_pk for item in items}
 
 
 def _has_accession(item: Item, number: str, issuer: str) -> bool:
@@ -127,7 +151,14 @@ FINDERS: dict[str, Callable[[StudyFacts], Iterable[tuple[Item, ...]]]] = {
 
 
 def accession_agrees(seen: Seen, items: Iterable[Item]) -> bool:
-    """Absent from the object or the order, or the number of one of the orders."""
-    numbers = {normalise.plain(item.accession_number) for item in items}
-    said = normalise.plain(seen.accession_number)
-    return not said or said in numbers or numbers == {""}
+    """Each accession number of the object, those of its Request Attributes items included, is that of one of the
+    orders, under the issuer that the object names; or one of the two sides has none."""
+    items = tuple(items)
+    if {normalise.plain(item.accession_number) for item in items} == {""}:
+        return True
+    stated = [(seen.accession_number, seen.accession_issuer if seen.issuer_given else "")]
+    stated += [(one.accession_number, one.accession_issuer if one.issuer_given else "") for one in seen.requests]
+    return all(
+        any(_has_accession(item, number, issuer) for item in items)
+        for number, issuer in stated if normalise.plain(number)
+    )  # fmt: skip

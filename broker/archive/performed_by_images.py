@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, and_, exists, or_
 from sqlmodel import Session, col, select
 
-from broker import clock, db
+from broker import clock, db, outbox
 from broker.config import Settings
 from broker.model.images import Series, Study, StudyOrder
 from broker.model.orders import ImagingOrder, ScheduledStep
@@ -28,7 +28,31 @@ def work(settings: Settings) -> int:
     for event, due in (("start", _began()), ("complete", _ended(quiet_since))):
         for step_pk in db.read(_steps, due, settings.limits.list_items_max):
             moved += db.run(_move, step_pk, event, due, now=now)
+    for study_pk in db.read(_fallen_quiet, quiet_since, settings.limits.list_items_max):
+        db.run(_note_quiet, study_pk, quiet_since, now=now)
     return moved
+
+
+def is_quiet(study: Study) -> bool:
+    """Nothing came for long, as far as the last pass could see."""
+    return study.quiet_at is not None and study.quiet_at >= study.last_received_at
+
+
+def _fallen_quiet(session: Session, quiet_since: dt.datetime, limit: int) -> Sequence[int]:
+    noted = and_(col(Study.quiet_at).is_not(None), col(Study.quiet_at) >= col(Study.last_received_at))
+    query = select(Study.pk).where(col(Study.last_received_at) <= quiet_since, ~noted, col(Study.state).in_(DECIDED))
+    return [pk for pk in session.exec(query.order_by(col(Study.pk)).limit(limit)) if pk is not None]
+
+
+def _note_quiet(session: Session, study_pk: int, quiet_since: dt.datetime, *, now: dt.datetime) -> None:
+    """The status of its orders may follow: an MPPS that names no image does not say how many are to come."""
+    study = db.lock(session, Study, study_pk)
+    if study.last_received_at > quiet_since:
+        return
+    study.quiet_at = now
+    session.add(study)
+    for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study_pk)):
+        outbox.touch(session, order_pk)
 
 
 def retract(session: Session, link: StudyOrder, *, now: dt.datetime, actor: str) -> None:

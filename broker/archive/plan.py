@@ -1,56 +1,91 @@
 """What the commit of a study has to do, read from the rows: which instances, under whose decision, saying what."""
 
 import datetime as dt
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import ColumnElement, and_
 from sqlmodel import Session, col, select
 
 from broker.archive.changes import Identity, Request, Target
+from broker.archive.devices import Devices
+from broker.config import Settings
 from broker.model.images import Decision, Instance, Study, StudyOrder
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
+from broker.model.site import Node
 from broker.mwl import identity
 
 RULES = "rules"  # Decision.by of a decision that no person made
 
 
 @dataclass(frozen=True)
+class How:
+    """What one instance will say. target: None where it keeps its own word. decided_at: the same at every try.
+    replaced: it shows another patient, and a person gave it to this one: nothing of that identity stays. only_name:
+    identifiers and links agree."""
+
+    target: Target | None
+    decided_at: dt.datetime
+    replaced: bool
+    only_name: bool
+
+
+@dataclass(frozen=True)
 class Plan:
-    """by_person: a person gave the study to an order. target: what the study was accepted for; None where it keeps its
-    own word. instances: to be stored from this node's staging, or to be shown again after they were hidden."""
+    """instances: to be stored from this node's staging, or to be shown again after they were hidden; how: by their
+    keys. decisions: of each, as it was when the plan was made."""
 
     study_pk: int
     patient_pk: int | None
-    decision_pk: int
-    decided_at: dt.datetime
-    by_person: bool
-    only_name: bool
-    target: Target | None
     instances: Sequence[Instance]
+    how: Mapping[int, How]
+
+    @property
+    def decisions(self) -> dict[int, int | None]:
+        return {one.key: one.decision_pk for one in self.instances}
 
 
-def make_plan(session: Session, study_pk: int, node: str) -> Plan | None:
-    """None where the study is not accepted (any more), or other nodes have all that is left."""
+def make_plan(session: Session, study_pk: int, node: str, settings: Settings) -> Plan | None:
+    """None where nothing that was let in waits here."""
     study = session.get_one(Study, study_pk)
-    decision = latest_decision(session, study_pk)
-    if study.state != "ACCEPTED" or decision is None:
+    here = [one for one in pending(session, study_pk) if one.state == "HIDDEN" or one.staged_node == node]
+    if not here:
         return None
-    waiting = pending(session, study_pk, decision)
-    here = [one for one in waiting if one.state == "HIDDEN" or one.staged_node == node]
-    if waiting and not here:
-        return None
-    return Plan(
-        study_pk=study_pk,
-        patient_pk=study.patient_pk,
-        decision_pk=decision.key,
-        decided_at=decision.at,
-        by_person=decision.by != RULES and study.order_pk is not None,
-        only_name=decision.outcome == "A",
-        target=_target(session, study, decision),
-        instances=here,
-    )
+    how = _Hows(session, study, settings)
+    return Plan(study.key, study.patient_pk, here, {one.key: how.of(one) for one in here})
+
+
+class _Hows:
+    """What the instances of one study will say."""
+
+    def __init__(self, session: Session, study: Study, settings: Settings) -> None:
+        self._session, self._study, self._site = session, study, settings.site
+        self._devices = Devices(session.exec(select(Node)).all())
+        decisions = session.exec(select(Decision).where(Decision.study_pk == study.key))
+        self._decisions = {one.key: one for one in decisions}
+        requests = _requests(session, study.key)
+        patient = identity.survivor(session, study.patient_pk) if study.patient_pk is not None else None
+        self._patient_pk = patient.key if patient else None
+        self._target = Target(_identity(session, patient), requests) if patient else None
+
+    def of(self, instance: Instance) -> How:
+        assert instance.decision_pk is not None
+        decision = self._decisions[instance.decision_pk]
+        is_a, target = decision.outcome == "A", self._target
+        if target is None or (is_a and not target.requests):
+            return How(None, decision.at, replaced=False, only_name=False)
+        person = decision.by != RULES or not self._is_the_patients(instance)
+        replaced = person and self._study.order_pk is not None
+        return How(target, decision.at, replaced, only_name=is_a and not replaced)
+
+    def _is_the_patients(self, instance: Instance) -> bool:
+        """A later object that is remembered (row 47) shows what a person gave to this patient, and is no less wrong."""
+        said = instance.facts
+        node_issuer, _ = self._devices.issuers(instance.source_ae)
+        whom = identity.named(self._session, said["patient_id"], said["issuer_of_patient_id"], self._site, node_issuer)
+        return whom.patients == (self._patient_pk,)
 
 
 def latest_decision(session: Session, study_pk: int) -> Decision | None:
@@ -59,36 +94,24 @@ def latest_decision(session: Session, study_pk: int) -> Decision | None:
     ).first()
 
 
-def latest_acceptance(session: Session, study_pk: int) -> Decision | None:
-    """The last decision that let objects of the study into the archive."""
-    return session.exec(
-        select(Decision)
-        .where(Decision.study_pk == study_pk, col(Decision.outcome).in_(("A", "C")))
-        .order_by(col(Decision.pk).desc())
-        .limit(1)
-    ).first()
+def is_pending() -> ColumnElement[bool]:
+    """A condition on Instance: let in, and not yet in the archive, or not yet shown again."""
+    return and_(
+        col(Instance.decision_pk).is_not(None),
+        col(Instance.state).in_(("STAGED", "HIDDEN")),
+        col(Instance.conflict_of).is_(None),
+    )
 
 
-def pending(session: Session, study_pk: int, decision: Decision) -> list[Instance]:
-    """All that is staged, and what a person's decision released from being hidden. Never a conflicting copy."""
-    released = set(decision.facts.get("released", ()))
-    instances = session.exec(
-        select(Instance)
-        .where(Instance.study_pk == study_pk, col(Instance.conflict_of).is_(None))
-        .where(col(Instance.state).in_(("STAGED", "HIDDEN")))
-        .order_by(col(Instance.pk))
-    ).all()
-    return [one for one in instances if one.state == "STAGED" or one.key in released]
+def pending(session: Session, study_pk: int) -> Sequence[Instance]:
+    query = select(Instance).where(Instance.study_pk == study_pk, is_pending()).order_by(col(Instance.pk))
+    return session.exec(query).all()
 
 
-def _target(session: Session, study: Study, decision: Decision) -> Target | None:
-    requests = _requests(session, study.key)
-    if study.patient_pk is None or (decision.outcome == "A" and not requests):
-        return None
-    patient: Patient = identity.survivor(session, study.patient_pk)
+def _identity(session: Session, patient: Patient) -> Identity:
     known = identity.identifiers(session, patient.key)
     leading = known[0] if known else None
-    person = Identity(
+    return Identity(
         patient_id=leading.value if leading else "",
         issuer=leading.issuer if leading else "",
         name=patient.name,
@@ -96,7 +119,6 @@ def _target(session: Session, study: Study, decision: Decision) -> Target | None
         sex=patient.sex,
         retired=frozenset(one.value for one in known if one.retired),
     )
-    return Target(person, requests)
 
 
 def _requests(session: Session, study_pk: int) -> list[Request]:

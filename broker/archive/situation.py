@@ -54,6 +54,11 @@ class Situation:
     def _own(self, seen: Seen) -> Person:
         return self.people[seen.patients[0]] if len(seen.patients) == 1 else Person(0)
 
+    @property
+    def is_compared(self) -> bool:
+        """There is somebody to compare the objects with: an order's patient, the study's, or whom their IDs name."""
+        return self.is_linked or self.decided is not None or all(len(seen.patients) == 1 for seen in self.seen)
+
     @cached_property
     def signs(self) -> dict[str, str]:
         return detectors.fired(self.facts, self.links)
@@ -102,9 +107,15 @@ def is_remembered(case: Situation) -> bool:
         decided is not None
         and decided.by_person
         and all(identity_of(seen) in decided.identities for seen in case.seen)
+        and names_no_other_order(case, decided)
         and not is_wrong_entry(case)
         and may_follow(case, decided)
     )
+
+
+def names_no_other_order(case: Situation, decided: Decided) -> bool:
+    """What the objects link to is what their study was released for."""
+    return not case.is_linked or (not case.links.contradict and case.links.orders == frozenset(decided.orders))
 
 
 def contradiction(case: Situation) -> Outcome:
@@ -129,11 +140,12 @@ def is_wrong_entry(case: Situation) -> bool:
 def is_later_object(case: Situation) -> bool:
     """Row 47"""
     decided = case.decided
-    if decided is None or (case.is_linked and case.links.orders != frozenset(decided.orders)):
+    if decided is None or decided.by_person or not names_no_other_order(case, decided):
         return False
-    if decided.by_person or is_worse(case.grade.code, decided.grade):
+    if is_worse(case.grade.code, decided.grade) or not case.is_grade("G0", "G1"):
         return False
-    return may_follow(case, decided)
+    own = [item for item in case.facts.items if item.order_pk in decided.orders]
+    return all(accession_agrees(seen, own) for seen in case.seen) and may_follow(case, decided)
 
 
 def may_follow(case: Situation, decided: Decided) -> bool:
@@ -199,7 +211,7 @@ def is_group(case: Situation) -> bool:
         and bool(case.has & {"R", "M"})
         and len(case.patients) == 1
         and case.is_grade("G0", "G1")
-        and case.is_open
+        and case.is_clean
     )
 
 
@@ -286,7 +298,7 @@ def is_one_click(case: Situation) -> bool:
 
 
 def is_g2(case: Situation, what: str) -> bool:
-    return case.is_linked and case.is_grade("G2") and case.grade.differs == (what,)
+    return case.is_grade("G2") and case.grade.differs == (what,)
 
 
 def is_from(case: Situation, kind: str) -> bool:

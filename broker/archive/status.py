@@ -14,6 +14,7 @@ from sqlmodel import Session, col, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 from broker import clock, outbox
+from broker.archive.performed_by_images import is_quiet
 from broker.config import Settings
 from broker.errors import DuplicateKey, InvalidValue, UnknownKey
 from broker.model.images import Instance, ReconciliationCase, Study, StudyOrder
@@ -21,7 +22,7 @@ from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStati
 from broker.model.patients import PatientIdentifier
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
 from broker.model.status import Counter, OrderStatus, StatusChange
-from broker.mpps.rules import WRONG_ENTRY
+from broker.mpps.rules import FINAL, WRONG_ENTRY
 
 T = TypeVar("T")
 FEED = "status_change"
@@ -205,42 +206,48 @@ def _images(
     procedures: Sequence[RequestedProcedure],
     performed: Sequence[tuple[int, PerformedStep]],
 ) -> Images:
-    """Expected: the instances of all final MPPS; without MPPS, all received. What a person rejected is not expected."""
-    announced = _announced(session, [one for _, one in performed])
+    """Expected: the instances of all final MPPS; without MPPS, all received. Final MPPS that name none do not say how
+    many are to come: nothing is known then until the studies are quiet. What a person rejected is not expected."""
+    final = [one for _, one in performed if one.status in FINAL and not _is_wrong_entry(one)]
+    announced = _announced(session, final)
     planned = {one.study_instance_uid for one in procedures} | {one.study_instance_uid for _, one in performed}
     linked = session.exec(select(StudyOrder.study_pk).where(StudyOrder.order_pk == order.pk)).all()
     found = session.exec(
-        select(Study.pk, Study.study_instance_uid, Study.state, Study.flags)
-        .where(or_(col(Study.pk).in_(linked), _unlinked(planned)))
-        .order_by(col(Study.pk))
+        select(Study).where(or_(col(Study.pk).in_(linked), _unlinked(planned))).order_by(col(Study.pk))
     ).all()
-    here = [pk for pk, _, state, flags in found if pk in linked or (state in UNDECIDED and "UNSCHEDULED" not in flags)]
+    here = [
+        one.pk for one in found
+        if one.pk in linked or (one.state in UNDECIDED and "UNSCHEDULED" not in one.flags)
+    ]  # fmt: skip
     instances = session.exec(
         select(Instance.study_pk, Instance.sop_instance_uid, Instance.state).where(
-            col(Instance.study_pk).in_([pk for pk, *_ in found]), col(Instance.conflict_of).is_(None)
+            col(Instance.study_pk).in_([one.pk for one in found]), col(Instance.conflict_of).is_(None)
         )
     ).all()
     gone = {uid for _, uid, state in instances if state in GONE}
     received = frozenset(uid for study_pk, uid, state in instances if study_pk in here and state not in GONE)
     available = frozenset(uid for study_pk, uid, state in instances if study_pk in linked and state == "STORED")
+    is_known = announced or not final or all(is_quiet(one) for one in found if one.pk in linked)
     return Images(
         announced=len(announced),
-        expected=frozenset(announced or received) - gone,
+        expected=frozenset(announced or received) - gone if is_known else frozenset(),
         received=received,
         available=available,
-        study_uids=[uid for pk, uid, *_ in found if pk in linked],
+        study_uids=[one.study_instance_uid for one in found if one.pk in linked],
         held=_held(session, order, here),
     )
 
 
-def _announced(session: Session, performed: Sequence[PerformedStep]) -> set[str]:
-    """What final MPPS name. One that was made from the wrong worklist item (110514) promises nothing to this order."""
-    final = {
-        one.key for one in performed
-        if one.status != "IN PROGRESS" and (one.discontinuation_code, one.discontinuation_scheme) != WRONG_ENTRY
-    }  # fmt: skip
-    named = select(PerformedSeries.instance_uids).where(col(PerformedSeries.performed_pk).in_(final))
+def _announced(session: Session, final: Sequence[PerformedStep]) -> set[str]:
+    named = select(PerformedSeries.instance_uids).where(
+        col(PerformedSeries.performed_pk).in_([one.key for one in final])
+    )
     return {uid for uids in session.exec(named) for uid in uids}
+
+
+def _is_wrong_entry(one: PerformedStep) -> bool:
+    """Made from the wrong worklist item (110514): it promises nothing to this order."""
+    return (one.discontinuation_code, one.discontinuation_scheme) == WRONG_ENTRY
 
 
 def _unlinked(uids: set[str]) -> ColumnElement[bool]:

@@ -13,7 +13,8 @@ from broker.model.base import BigInt, Row, json_field, link, moment
 class Study(Row, table=True):
     """state: states.STUDY. order_pk: the first order it was decided for (all of them: StudyOrder). patient_pk: whose it
     is, once decided. rule: number of the decision table's row. flags: PARTIAL, INCOMPLETE, CHECK, UNSCHEDULED.
-    lease_*: which process is deciding or committing it. not_before: back-off after a failed try."""
+    quiet_at: when it was seen that nothing had come for long; void where something came since. lease_*: which process is
+    deciding or committing it. not_before: back-off after a failed try."""
 
     __tablename__ = "study"
     __table_args__ = (Index("ix_study_work", "state", "lease_until"),)
@@ -26,6 +27,7 @@ class Study(Row, table=True):
     last_received_at: dt.datetime = Field(sa_type=UTCDateTime)
     decided_at: dt.datetime | None = moment()
     archived_at: dt.datetime | None = moment()
+    quiet_at: dt.datetime | None = moment()
     lease_owner: str = ""
     lease_until: dt.datetime | None = moment()
     not_before: dt.datetime | None = moment()
@@ -44,6 +46,15 @@ class StudyOrder(Row, table=True):
     step_pk: int | None = link("scheduled_step.pk", nullable=True)
 
 
+class StudyPerformed(Row, table=True):
+    """An MPPS that objects of the study name (0008,1111): where the device makes the Study UID, the only tie."""
+
+    __tablename__ = "study_performed"
+    __table_args__ = (UniqueConstraint("study_pk", "performed_uid"),)
+    study_pk: int = link("study.pk", index=False)
+    performed_uid: str = Field(index=True)
+
+
 class Series(Row, table=True):
     __tablename__ = "series"
     __table_args__ = (UniqueConstraint("study_pk", "series_instance_uid"),)
@@ -55,8 +66,9 @@ class Series(Row, table=True):
 class Instance(Row, table=True):
     """state: states.INSTANCE. sha256, size: of the data set as received, without our File Meta. staged_key: file in
     staging, empty once purged. store_key: the received bytes in the archive. rendition_key: the coerced copy, empty
-    where nothing was coerced. facts: what the header said (archive/header.py). conflict_of: another object came with
-    the same SOP Instance UID; this one is kept beside it. source_*: who sent it."""
+    where nothing was coerced. decision_pk: what let it into the archive; none while it is undecided, held, hidden or
+    rejected. facts: what the header said (archive/header.py). conflict_of: another object came with the same SOP
+    Instance UID; this one is kept beside it. source_*: who sent it."""
 
     __tablename__ = "instance"
     __table_args__ = (
@@ -86,6 +98,7 @@ class Instance(Row, table=True):
     missing: bool = False
     facts: dict[str, Any] = json_field()
     conflict_of: int | None = link("instance.pk", nullable=True)
+    decision_pk: int | None = link("decision.pk", nullable=True)
 
 
 class Decision(Row, table=True):
@@ -105,9 +118,11 @@ class Decision(Row, table=True):
 
 class ReconciliationCase(Row, table=True):
     """Something that waits for a person. kind: `study` (held images), or an exception without images, such as
-    `mpps_unscheduled`, `mpps_patient_mismatch`, `late_cancel`, `patient_conflict`, `incomplete_order`.
+    `mpps_unscheduled`, `mpps_patient_mismatch`, `late_cancel`, `late_change`, `patient_conflict`, `identifier_conflict`,
+    `incomplete_order`.
     subject: `study:17`, `performed:3`, `order:5`; one open case per kind and subject. level: amber (one person), red
-    (two). candidates: [{order_id, accession_number, sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
+    (two). instances: keys of the held objects that it is about; a decision reaches no others. candidates: [{order_id,
+    accession_number, sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
 
     __tablename__ = "reconciliation_case"
     __table_args__ = (
@@ -124,6 +139,7 @@ class ReconciliationCase(Row, table=True):
     state: str = "OPEN"
     row: str = ""
     reasons: list[str] = json_field(list)
+    instances: list[int] = json_field(list)
     candidates: list[dict[str, Any]] = json_field(list)
     approvals: list[dict[str, Any]] = json_field(list)
     resolution: dict[str, Any] = json_field()

@@ -179,6 +179,7 @@ def test_a_portable_loaded_yesterday_sends_what_it_acquired_after_docking(broker
     order = world.order("ACC001", modality="CR", station="PORTABLE", start=yesterday)
     assert code_of(broker.ris().send(omi(order, sent=yesterday))) == "AA"
     portable = broker.modality("PORTABLE")
+    portable.modality = "CR"
     (item,) = eventually(portable.worklist)
     portable.store(portable.images(item, 2, **acquired(yesterday + dt.timedelta(minutes=30))))
     assert settled(broker, item.StudyInstanceUID) == ("1", "A")

@@ -12,8 +12,10 @@ from pydicom.uid import ExplicitVRLittleEndian
 from sqlmodel import Session, SQLModel, select
 
 from broker import casebook, clock, db, ids, outbox
+from broker.archive import commit, gate, intake
+from broker.archive.header import Header, read_header
 from broker.archive.part10 import file_meta
-from broker.archive.staging import Staging
+from broker.archive.staging import Staged, Staging
 from broker.config import Settings
 from broker.dicom.service import Command
 from broker.model.images import Decision, Instance, Series, Study, StudyOrder
@@ -58,7 +60,8 @@ class Exams:
     def receive(self, study_uid: str, count: int = 2, *, state: str = "STAGED", **values: object) -> int:
         """Images in staging, with their rows; the study's key."""
         images = [self._stage(image(study_uid, **values)) for _ in range(count)]
-        return db.run(_register, images, study_uid, state, self.staging.node)
+        facts = [self._header(key).facts for _, key, _, _ in images]
+        return db.run(_register, images, facts, study_uid, state, self.staging.node)
 
     def _stage(self, ds: Dataset) -> tuple[Dataset, str, str, int]:
         buffer = io.BytesIO()
@@ -72,6 +75,34 @@ class Exams:
         command = Command(1, 1, sop_class=ds.SOPClassUID, sop_instance=ds.SOPInstanceUID)
         path.write_bytes(file_meta(command, ExplicitVRLittleEndian, "CT1") + data)
         return ds, key, hashlib.sha256(data).hexdigest(), len(data)
+
+    def send(self, study_uid: str, count: int = 1, *, ae_title: str = "CT1", **values: object) -> list[int]:
+        """Images through the real intake; their keys."""
+        keys = []
+        for _ in range(count):
+            _, key, sha256, size = self._stage(image(study_uid, **values))
+            staged = Staged(
+                self.staging.node, key, sha256, size, ExplicitVRLittleEndian, self._header(key), ae_title, "127.0.0.1"
+            )
+            registered = intake.accept(self.settings, self.staging, staged, now=clock.now())
+            assert registered.instance is not None
+            keys.append(registered.instance.key)
+        return keys
+
+    def _header(self, key: str) -> Header:
+        return read_header(self.staging.path(key), ExplicitVRLittleEndian, self.settings.limits)
+
+    def work(self) -> None:
+        """What the jobs do when everything has settled; the gate may have to look twice."""
+        for _ in range(2):
+            self.decide()
+        db.run(_let_all_be_due)
+        commit.work(self.settings)
+
+    def decide(self) -> None:
+        self.settings.reconcile.settle_seconds = 0
+        db.run(_let_all_be_due)
+        gate.work(self.settings)
 
     def accept(self, study_pk: int, order_pk: int | None, outcome: str = "C") -> None:
         """What the gate does when the table says A or C."""
@@ -131,8 +162,9 @@ def image(study_uid: str, **values: object) -> Dataset:
 
 
 def _register(
-    session: Session, images: list[tuple[Dataset, str, str, int]], study_uid: str, state: str, node: str
-) -> int:
+    session: Session, images: list[tuple[Dataset, str, str, int]], facts: list[dict], study_uid: str, state: str,
+    node: str,
+) -> int:  # fmt: skip
     now = clock.now()
     study = session.exec(select(Study).where(Study.study_instance_uid == study_uid)).first()
     study = study or Study(study_instance_uid=study_uid, last_received_at=now)
@@ -143,16 +175,12 @@ def _register(
     series = series or Series(study_pk=study.key, series_instance_uid=images[0][0].SeriesInstanceUID, modality="CT")
     session.add(series)
     session.flush()
-    for ds, key, sha256, size in images:
-        facts = {
-            "patient_id": ds.PatientID, "issuer_of_patient_id": ds.get("IssuerOfPatientID", ""),
-            "patient_name": str(ds.PatientName), "birth_date": ds.PatientBirthDate, "sex": ds.PatientSex,
-        }  # fmt: skip
+    for (ds, key, sha256, size), said in zip(images, facts, strict=True):
         session.add(
             Instance(
                 study_pk=study.key, series_pk=series.key, sop_instance_uid=ds.SOPInstanceUID, sop_class_uid=CT,
                 transfer_syntax_uid=ExplicitVRLittleEndian, state=state, sha256=sha256, size=size,
-                staged_node=node, staged_key=key, source_ae="CT1", received_at=now, facts=facts,
+                staged_node=node, staged_key=key, source_ae="CT1", received_at=now, facts=said,
             )
         )  # fmt: skip
     session.flush()
@@ -177,11 +205,15 @@ def _accept(session: Session, study_pk: int, order_pk: int | None, outcome: str)
                     step_pk=step.key if step else None,
                 )
             )  # fmt: skip
-    session.add(
-        Decision(
-            study_pk=study_pk, at=clock.now(), rules_version="1", row="1", outcome=outcome, order_pk=order_pk, facts={}
-        )
-    )
+    decision = Decision(
+        study_pk=study_pk, at=clock.now(), rules_version="1", row="1", outcome=outcome, order_pk=order_pk,
+        facts={"instances": [], "grade": "G0"},
+    )  # fmt: skip
+    session.add(decision)
+    session.flush()
+    for instance in session.exec(select(Instance).where(Instance.study_pk == study_pk, Instance.state == "STAGED")):
+        instance.decision_pk = decision.key
+        session.add(instance)
     session.add(study)
     outbox.touch(session, order_pk)
 
@@ -190,15 +222,22 @@ def _hold(session: Session, study_pk: int, level: str, order_pk: int | None) -> 
     study = session.get_one(Study, study_pk)
     study.state = "IN_REVIEW"
     session.add(study)
-    for instance in session.exec(select(Instance).where(Instance.study_pk == study_pk, Instance.state == "STAGED")):
+    held = session.exec(select(Instance).where(Instance.study_pk == study_pk, Instance.state == "STAGED")).all()
+    for instance in held:
         instance.state = "HELD"
         session.add(instance)
     session.add(Decision(study_pk=study_pk, at=clock.now(), rules_version="1", row="11", outcome="HH", facts={}))
     case = casebook.open_case(
         session, "study", f"study:{study_pk}", level=level, reasons=["the patient differs from the order's"], row="11",
-        study_pk=study_pk, order_pk=order_pk, now=clock.now(), actor="broker",
+        instances=[one.key for one in held], study_pk=study_pk, order_pk=order_pk, now=clock.now(), actor="broker",
     )  # fmt: skip
     return case.key
+
+
+def _let_all_be_due(session: Session) -> None:
+    for study in session.exec(select(Study)):
+        study.not_before = None
+        session.add(study)
 
 
 def _set(session: Session, table: type[SQLModel], pk: int, values: dict[str, object]) -> None:

@@ -128,7 +128,7 @@ def test_an_unknown_case_and_a_resolved_one_are_refused(exams, order, held):
 def test_a_conflicting_copy_stays_aside_when_its_study_is_matched(exams, order, held):
     study, case = held
     first, second = exams.instances(study)
-    exams.set(Instance, second.key, conflict_of=first.key)
+    exams.set(Instance, second.key, conflict_of=first.key, facts=second.facts | {"conflict": "attributes"})
     resolve(exams, case, "match", order_id=order)
     commit.work(exams.settings)
     assert exams.states(study) == ("ARCHIVED", ["STORED", "REJECTED"])
@@ -167,7 +167,7 @@ def test_an_unscheduled_study_of_a_new_patient_keeps_its_identity_and_registers_
 
 
 def test_an_unscheduled_study_of_a_known_patient_is_filed_there_and_changes_nothing_of_the_record(exams, order):
-    study = exams.receive("1.2.392.99999.9", PatientName="YAMADA^T", AccessionNumber="")
+    study = exams.receive("1.2.392.99999.9", PatientName="YAMADA^TARO", PatientSex="", AccessionNumber="")
     resolve(exams, exams.hold(study), "accept_unscheduled")
     patient = exams.get(ImagingOrder, order).patient_pk
     assert exams.get(Study, study).patient_pk == patient

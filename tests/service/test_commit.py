@@ -84,7 +84,7 @@ def test_one_audit_row_says_what_was_archived_under_which_decision(exams, accept
 
 
 def test_killed_after_the_copies_the_next_pass_finds_them_and_writes_none_twice(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     commit._copy_all(exams.settings, made)
     before = {path: path.stat().st_ino for path in archived(exams)}
     assert len(before) == 4
@@ -95,7 +95,7 @@ def test_killed_after_the_copies_the_next_pass_finds_them_and_writes_none_twice(
 
 
 def test_killed_after_the_rows_the_next_pass_empties_staging(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     stored, _ = commit._copy_all(exams.settings, made)
     db.run(commit.mark_stored, made, stored, now=clock.now())
     assert len(exams.staged_files()) == 2
@@ -105,7 +105,7 @@ def test_killed_after_the_rows_the_next_pass_empties_staging(exams, accepted):
 
 
 def test_killed_between_the_file_s_removal_and_its_note_the_next_pass_goes_on(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     stored, _ = commit._copy_all(exams.settings, made)
     db.run(commit.mark_stored, made, stored, now=clock.now())
     exams.staged_files()[0].unlink()
@@ -151,32 +151,39 @@ def test_while_the_archive_is_away_the_study_stays_accepted_and_is_stored_when_i
 
 
 @pytest.mark.parametrize("state", ["RECEIVING", "IN_REVIEW"])
-def test_a_study_that_moves_on_during_the_copy_is_left_for_the_next_decision(exams, accepted, state):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
-    stored, _ = commit._copy_all(exams.settings, made)
+def test_what_was_let_in_is_stored_though_later_objects_of_its_study_wait(exams, accepted, state):
     exams.set(Study, accepted, state=state)
-    assert db.run(commit.mark_stored, made, stored, now=clock.now()) is False
-    assert exams.states(accepted) == (state, ["STAGED", "STAGED"])
+    assert commit.work(exams.settings) == 1
+    assert exams.states(accepted) == (state, ["STORED", "STORED"])
+
+
+def test_what_was_held_during_the_copy_is_not_stored(exams, accepted):
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
+    stored, _ = commit._copy_all(exams.settings, made)
+    held = exams.instances(accepted)[0]
+    exams.set(Instance, held.key, state="HELD", decision_pk=None)
+    db.run(commit.mark_stored, made, stored, now=clock.now())
+    assert exams.states(accepted)[1] == ["HELD", "STORED"]
 
 
 def test_a_study_that_was_decided_anew_during_the_copy_is_stored_under_the_new_decision_only(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     stored, _ = commit._copy_all(exams.settings, made)
     exams.accept(accepted, exams.get(Study, accepted).order_pk)
     assert db.run(commit.mark_stored, made, stored, now=clock.now()) is False
 
 
 def test_an_object_that_comes_after_the_decision_is_not_stored_with_it(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
-    exams.receive(exams.uid("ACC001"), 1)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
+    exams.send(exams.uid("ACC001"))
     stored, _ = commit._copy_all(exams.settings, made)
     db.run(commit.mark_stored, made, stored, now=clock.now())
-    assert exams.states(accepted) == ("ACCEPTED", ["STORED", "STORED", "STAGED"])
+    assert exams.states(accepted) == ("RECEIVING", ["STORED", "STORED", "STAGED"])
 
 
 def test_a_merge_during_the_copy_makes_the_next_pass_write_the_survivor(exams, accepted):
     """STO-17."""
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     stored, _ = commit._copy_all(exams.settings, made)
     survivor = PersonCommand((Identifier("0000099999", "HOSP"),), "YAMADA^TARO", "19700101", "M")
     merge = PatientCommand("merge", survivor, prior=Identifier("0000012345", "HOSP"), cause="ADT^A40")
@@ -215,7 +222,7 @@ def test_a_long_commit_holds_on_to_its_lease(exams, accepted, monkeypatch):
 
 
 def test_the_archive_that_lost_a_byte_is_noticed_before_a_row_says_stored(exams, accepted):
-    made = db.read(plan.make_plan, accepted, exams.staging.node)
+    made = db.read(plan.make_plan, accepted, exams.staging.node, exams.settings)
     store = make_store(exams.settings)
     instance = made.instances[0]
     commit.copy_instance(exams.settings, store, made, instance)

@@ -213,11 +213,12 @@ def test_a_match_undone_takes_the_order_from_available_back_to_held(exams, order
 def test_images_that_carry_the_order_s_uid_but_were_given_to_another_are_not_its_own(exams, order):
     study = exams.receive(exams.uid("ACC001"), PatientID="999")
     assert document(exams, order)["images"]["received"] == 0  # nobody said so yet
-    case = exams.hold(study, order_pk=order)
+    case = exams.hold(study, order_pk=order, level="red")
     assert document(exams, order)["images"]["received"] == 2
     other = exams.place("ACC002", SATO)
-    how = {"principal": "token:qc", "is_person": False, "now": clock.now()}
-    db.run(cases.resolve, case, "match", order_id=other, settings=exams.settings, **how)
+    for who in ("token:one", "token:two"):
+        how = {"principal": who, "is_person": False, "now": clock.now()}
+        db.run(cases.resolve, case, "match", order_id=other, settings=exams.settings, **how)
     shown = document(exams, order)
     assert (shown["state"], shown["images"]["received"]) == ("SCHEDULED", 0)
 
