@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 KILLS ?= 40
+CASES ?= 3000
 PYTEST := $(BIN)/pytest
 
-.PHONY: help demo test lint unit wire hostile crash peers clean
+.PHONY: help demo test lint unit wire hostile crash safety peers clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -20,7 +21,7 @@ $(VENV)/ready: requirements.lock pyproject.toml
 demo: $(VENV)/ready  ## a broker with a simulated RIS, CT and EHR; ARGS=--once ends by itself
 	$(BIN)/broker demo $(ARGS)
 
-test: lint peers unit wire hostile crash  ## everything that must be green
+test: lint peers unit wire hostile crash safety  ## everything that must be green
 
 lint: $(VENV)/ready  ## ruff (lint and format) and mypy
 	$(BIN)/ruff check .
@@ -44,6 +45,9 @@ hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
 
 crash: $(VENV)/ready  ## kill -9 at every durable effect, then KILLS=40 times in a storm; nothing acknowledged is lost
 	$(PYTEST) -rP tests/crash --kills $(KILLS)
+
+safety: $(VENV)/ready  ## CASES=3000 invented studies: none is filed by a rule under a patient or order that it disagrees with
+	$(PYTEST) tests/safety --cases $(CASES)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

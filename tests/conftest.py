@@ -19,7 +19,8 @@ DATABASES = ["sqlite", "postgresql"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=40, help="how often the storm kills the broker")
-    parser.addoption("--seed", type=int, default=0, help="of the storm; 0 makes a new one")
+    parser.addoption("--cases", type=int, default=3_000, help="how many studies the safety tests invent")
+    parser.addoption("--seed", type=int, default=0, help="of what is left to chance; 0 makes a new one")
 
 
 @pytest.fixture(scope="session")

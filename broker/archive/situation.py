@@ -52,7 +52,7 @@ class Situation:
         return worst([grade(seen, self._own(seen)) for seen in self.seen])
 
     def _own(self, seen: Seen) -> Person:
-        return self.people[seen.patients[0]] if len(seen.patients) == 1 else Person(0)
+        return self.people.get(seen.patients[0], Person(0)) if len(seen.patients) == 1 else Person(0)
 
     @property
     def is_compared(self) -> bool:
