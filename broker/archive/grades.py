@@ -1,6 +1,6 @@
 """How well an object's patient agrees with a person that we know: G0 to GX (reconciliation.md 3.3). Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from broker.archive.facts import Person, Seen
@@ -8,6 +8,7 @@ from broker.mwl import names, normalise
 
 # Best first: the order in which `worst` looks. A grade further on is never more automatic.
 GRADES = ("G0", "G1", "GM", "G2", "G3", "G4", "G5", "GX")
+WHAT = ("patient ID", "name", "birth date", "sex")
 SAME_NAME = ("N0", "N1", "N2")
 
 
@@ -48,8 +49,18 @@ def grade_name(name: str, person: Person) -> str:
 
 
 def worst(grades: Sequence[Grade]) -> Grade:
-    """The one that decides for all."""
-    return max(grades, key=lambda one: (GRADES.index(one.code), len(one.differs)))
+    """The one that decides for all; of several that are as bad, what any of them says."""
+    code = max((one.code for one in grades), key=GRADES.index)
+    as_bad = [one for one in grades if one.code == code]
+    return Grade(
+        code, _in_any(one.differs for one in as_bad), _in_any(one.missing for one in as_bad),
+        any(one.name_near for one in as_bad),
+    )  # fmt: skip
+
+
+def _in_any(said: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    found = {what for one in said for what in one}
+    return tuple(what for what in WHAT if what in found)
 
 
 def is_worse(code: str, than: str) -> bool:

@@ -298,7 +298,7 @@ def is_one_click(case: Situation) -> bool:
 
 
 def is_g2(case: Situation, what: str) -> bool:
-    return case.is_grade("G2") and case.grade.differs == (what,)
+    return case.is_grade("G2") and what in case.grade.differs
 
 
 def is_from(case: Situation, kind: str) -> bool:
