@@ -14,7 +14,10 @@ from broker.archive.coerce import Value, new_element
 # Of the wrong patient, and in no order: they go when a person gives the object to another patient.
 PERSONAL = (
     "OtherPatientIDs", "OtherPatientNames", "PatientBirthName", "PatientMotherBirthName", "PatientAddress",
-    "PatientTelephoneNumbers", "PatientAge", "PatientBirthTime",
+    "PatientTelephoneNumbers", "PatientAge", "PatientBirthTime", "PatientComments", "AdmissionID",
+)  # fmt: skip
+PERSONAL_SEQUENCES = (
+    "IssuerOfPatientIDQualifiersSequence", "ReferencedPatientSequence", "IssuerOfAdmissionIDSequence",
 )  # fmt: skip
 REQUEST_KEYS = ("RequestedProcedureID", "ScheduledProcedureStepID", "AccessionNumber")
 
@@ -95,6 +98,8 @@ def _sequences(ds: Dataset, target: Target, changes: Mapping[str, Value], *, by_
     other_patient = by_person and "PatientID" in changes
     if "PatientID" in changes:
         wanted["OtherPatientIDsSequence"] = _other_ids(ds, target.identity, keep=not other_patient)
+    if other_patient:
+        wanted |= {name: [] for name in PERSONAL_SEQUENCES}
     if target.requests:
         wanted["RequestAttributesSequence"] = _request_items(ds, target.requests)
         issuer = target.requests[0].get("IssuerOfAccessionNumberSequence")

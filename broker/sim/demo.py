@@ -3,7 +3,6 @@
 Every step prints its evidence; the table at the end says which state each story had to end in and which it reached."""
 
 import datetime as dt
-import hashlib
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -15,6 +14,8 @@ from pydicom.dataset import Dataset
 from sqlmodel import Session, select
 
 from broker import clock, config, db, ids, log, site
+from broker.archive.part10 import data_set_offset
+from broker.archive.store import hash_of
 from broker.model.images import Instance
 from broker.serve import Broker
 from broker.sim.ehr import Ehr
@@ -117,11 +118,17 @@ class Stage:
             rows = db.read(_instances, uid)
             for row in rows:
                 path = Path(self.broker.settings.archive.removeprefix("file://")) / row.store_key
-                if row.state == "STORED" and row.sha256 == digest and path.is_file():
+                if row.state == "STORED" and path.is_file() and (in_file := _data_set_digest(path)) == digest:
                     found += 1
-                    file_digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                    self.say(f"ARCHIVE   {uid} file sha256 {file_digest[:16]}")
+                    self.say(f"ARCHIVE   {uid} sha256 {in_file[:16]}, read from {row.store_key[:13]}….dcm")
         return found
+
+
+def _data_set_digest(path: Path) -> str:
+    """SHA-256 of what the device sent: the file without our File Meta."""
+    with path.open("rb") as file:
+        data_set_offset(file)
+        return hash_of(file)
 
 
 def _instances(session: Session, uid: str) -> list[Instance]:
@@ -150,6 +157,7 @@ def two_steps(stage: Stage) -> Outcome:
     everything = []
     for item in stage.item(order):
         mpps = stage.ct.start([item])
+        stage.say(f"CT1       N-CREATE IN PROGRESS {mpps}")
         images = stage.ct.images(item, 2, mpps_uid=mpps)
         stage.send(images)
         stage.ct.finish(mpps, images)
@@ -176,6 +184,7 @@ def unscheduled(stage: Stage) -> Outcome:
     """An unscheduled exam: no order, so it waits for a person"""
     order = stage.order(TANAKA)  # never sent: it only names the patient
     mpps = stage.ct.start([], PatientID=order.patient.id, PatientName="TANAKA^MISAKI")
+    stage.say(f"CT1       N-CREATE IN PROGRESS {mpps}, for no worklist item")
     images = stage.ct.images(
         None, 1, mpps_uid=mpps, PatientID=order.patient.id, PatientName="TANAKA^MISAKI",
         PatientBirthDate=order.patient.birth_date, PatientSex=order.patient.sex,
@@ -192,6 +201,7 @@ def wrong_patient(stage: Stage) -> Outcome:
     stage.place(order)
     items = stage.item(order)
     mpps = stage.ct.start(items)
+    stage.say(f"CT1       N-CREATE IN PROGRESS {mpps}")
     images = stage.ct.images(
         items[0], 1, mpps_uid=mpps, PatientID=SUZUKI.id, PatientName="SUZUKI^ICHIRO",
         PatientBirthDate=SUZUKI.birth_date,

@@ -295,11 +295,12 @@ def test_an_identifier_that_a_merge_retired_becomes_an_other_patient_id():
 
 def test_when_a_person_gives_the_object_to_another_patient_nothing_of_the_first_one_stays():
     ds = linked(PatientID="999", PatientName="SATO^HANAKO=佐藤^花子", PatientSex="F", PatientBirthDate="19850315",
-                PatientAddress="X", PatientAge="040Y")  # fmt: skip
+                PatientAddress="X", PatientAge="040Y", AdmissionID="V9")  # fmt: skip
+    ds.ReferencedPatientSequence = [Dataset()]
     changes = changed(ds, Identity("0000012345", name="YAMADA^TARO"), by_person=True)
     assert changes == {
         "PatientName": "YAMADA^TARO", "PatientID": "0000012345", "IssuerOfPatientID": "", "PatientBirthDate": "",
-        "PatientSex": "", "PatientAddress": "", "PatientAge": "",
+        "PatientSex": "", "PatientAddress": "", "PatientAge": "", "AdmissionID": "", "ReferencedPatientSequence": [],
     }  # fmt: skip
 
 
