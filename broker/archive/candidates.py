@@ -71,7 +71,7 @@ def find(
     patients |= {item.patient_pk for item in items}
     if decided and decided.patient_pk:
         patients.add(decided.patient_pk)
-    return items, [_person(session, pk) for pk in sorted(patients)]
+    return items, [person(session, pk) for pk in sorted(patients)]
 
 
 def _orders(about: About, seen: Sequence[Seen], performed: Sequence[Performed]) -> set[int]:
@@ -141,7 +141,8 @@ def _item(
     )
 
 
-def _person(session: Session, pk: int) -> Person:
+def person(session: Session, pk: int) -> Person:
+    """With the names that ADT gave it before, where birth date and sex stayed (reconciliation.md 3.3)."""
     patient = session.get_one(Patient, pk)
     before = [
         version.name for version in identity.history(session, pk)

@@ -9,11 +9,11 @@ from pydicom.dataset import Dataset
 from sqlmodel import select
 
 from broker import clock, db, site
-from broker.archive import cases, performed_by_images, status
+from broker.archive import candidates, cases, performed_by_images, status
 from broker.errors import InvalidValue, WrongState
 from broker.model.images import Decision, Instance, ReconciliationCase, Study, StudyOrder
 from broker.model.orders import ScheduledStep
-from broker.model.patients import Patient, PatientIdentifier
+from broker.model.patients import Patient, PatientIdentifier, PatientVersion
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
 from broker.mwl import orders
 from broker.mwl.commands import Identifier, PersonCommand
@@ -441,6 +441,18 @@ def test_the_rules_never_decide_where_a_person_has_begun_to(exams, order):
     exams.set(Patient, patient.key, birth_date="19700101", sex="M")
     exams.work()
     assert states(exams, OWN) == ("IN_REVIEW", ["HELD"])
+
+
+@pytest.mark.parametrize(
+    ("cause", "changes", "known"),
+    [("ADT^A08", {}, ("SUZUKI^HANAKO",)), ("order", {}, ()), ("ADT^A08", {"birth_date": "19700102"}, ()),
+     ("ADT^A08", {"sex": "F"}, ())],
+)  # fmt: skip
+def test_a_former_name_counts_where_adt_changed_nothing_else(exams, order, cause, changes, known):
+    (patient,) = exams.rows(Patient)
+    before = {"name": "SUZUKI^HANAKO", "birth_date": patient.birth_date, "sex": patient.sex, "cause": cause} | changes
+    db.run(lambda session: session.add(PatientVersion(patient_pk=patient.key, **before)))
+    assert db.read(candidates.person, patient.key).names_before == known
 
 
 # The archive

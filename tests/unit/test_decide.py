@@ -9,6 +9,7 @@ import pytest
 from broker.archive import facts as of
 from broker.archive.decide import TABLE, decide
 from broker.archive.facts import Decided, Item, Offer, Performed, Person, Request, Seen, StudyFacts
+from broker.archive.grades import grade
 
 TOKYO = ZoneInfo("Asia/Tokyo")
 NOW = dt.datetime(2026, 4, 1, 10, 0, tzinfo=TOKYO)
@@ -111,6 +112,8 @@ CASES = [
                                           name="YAMADA^TARO")), "uid": ALIAS, "items": ()}),
     ("25", "HH", {"performed": (Performed(1, "COMPLETED", (11,), patient_id="2", patient=2),)}),
     ("27", "HH", {"decided": replace(DECIDED, patient_pk=2, orders=())}),
+    ("27", "HH", {**UNLINKED, "patient_id": "2", "patients": (2,), "decided": DECIDED}),
+    ("44", "HH", {"items": item(offers=(replace(OFFER, patient=2),))}),
     ("28", "H", {"acquired_last": EARLIER + 2 * dt.timedelta(days=1), "received_last": NOW + WEEK}),
     ("28", "H", {"decided": replace(DECIDED, at=NOW - WEEK, acquired_last=EARLIER - WEEK)}),
     ("28", "H", {"decided": replace(DECIDED, orders=(99,))}),
@@ -165,6 +168,10 @@ def test_what_enters_the_archive_with_the_right_patient_never_does_with_another(
         return  # a person vouched for these very values
     worse = replace(right, seen=tuple(replace(seen, **wrong) for seen in right.seen))
     assert decide(worse).outcome in ("H", "HH")
+
+
+def test_an_id_that_may_mean_two_people_is_nobody_s():
+    assert grade(replace(IMAGE, patients=(1, 2)), YAMADA).code in ("G4", "G5")
 
 
 def test_reasons_name_what_differs_and_never_whom():
