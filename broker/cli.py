@@ -14,6 +14,7 @@ from broker.archive import status
 from broker.errors import BrokerError, ConfigError
 from broker.mwl import orders, worklist
 from broker.ris_bridge import journal, rest_orders
+from broker.states import MESSAGE, states_of
 
 app = typer.Typer(
     help="The link between RIS, devices and archive.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -32,6 +33,7 @@ for _name, _group in GROUPS.items():
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (default: broker.toml, if there).")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
 ACTOR = "command line"
+MESSAGE_STATES = sorted(states_of(MESSAGE))
 
 
 def main() -> None:
@@ -77,6 +79,10 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 def _cell(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
 
@@ -87,7 +93,7 @@ def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = "web
     """Run the broker."""
     from broker import serve  # what only the server needs is loaded for it alone: other verbs answer at once
 
-    wanted = roles.split(",")
+    wanted = _list(roles)
     unknown = set(wanted) - set(serve.ROLES)
     if unknown:
         raise typer.BadParameter(f"no such role: {', '.join(sorted(unknown))}; roles are {', '.join(serve.ROLES)}")
@@ -177,7 +183,7 @@ def node_add(
                               "kind": kind, "modality": modality, "character_set": character_set}  # fmt: skip
     for name, text in (("rights", rights), ("station_names", station_names)):
         if text:
-            fields[name] = text.split(",")
+            fields[name] = _list(text)
     print(db.run(site.add_node, ae_title, now=clock.now(), actor=ACTOR, **fields))
 
 
@@ -212,7 +218,7 @@ def sender_add(name: str, application: str = "", facility: str = "", address: st
     """Register an HL7 sender."""
     _open(config_file)
     fields = {"application": application, "facility": facility, "address": address, "character_set": character_set,
-              "messages": messages.split(",") if messages else []}  # fmt: skip
+              "messages": _list(messages)}  # fmt: skip
     print(db.run(site.add_sender, name, now=clock.now(), actor=ACTOR, **fields))
 
 
@@ -284,8 +290,15 @@ def worklist_list(ae: Annotated[str, typer.Option(help="AE title; empty: all")] 
 
 
 @GROUPS["message"].command("list")
-def message_list(state: str = "", limit: int = 50, as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+def message_list(
+    state: Annotated[str, typer.Option(help=", ".join(MESSAGE_STATES))] = "",
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
     """The journal, newest first."""
+    if state and state not in MESSAGE_STATES:
+        raise typer.BadParameter(f"no such state: {state}; states are {', '.join(MESSAGE_STATES)}")
     _open(config_file)
     rows = db.read(journal.messages, state or None, limit)
     names = ("id", "received_at", "type", "sender", "state", "error_code", "error_place", "became")

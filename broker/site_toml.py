@@ -11,6 +11,8 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from broker import ids
+from broker.dicom import charset
 from broker.errors import ConfigError
 
 Role = Literal["ris", "ehr", "qc", "admin"]
@@ -20,12 +22,8 @@ DEFAULT_RIGHTS: list[Right] = ["worklist", "mpps", "store", "commitment"]
 MASK = "***"
 SECRET_CHARACTERS_MIN = 32
 
-# PS3.5 6.2: an AE is at most 16 characters of the default repertoire without backslash; outer spaces do not count.
-AE_TITLE = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"
-# PS3.3 C.12.1.1.2: defined terms of (0008,0005); the first of several may be empty.
-CHARACTER_SET = r"^(ISO_IR [0-9]{1,3}|ISO 2022 IR [0-9]{1,3}|GB18030|GBK)?(\\ISO 2022 IR [0-9]{1,3})*$"
+POLICIES = ("", "ASCII", "REQUEST")  # beside values of (0008,0005): conformance.md 1.6
 LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-PRINTABLE = r"^[^\x00-\x1f\x7f]*$"
 
 
 def _host(value: str) -> str:
@@ -38,9 +36,48 @@ def _host(value: str) -> str:
         return value
 
 
+def _character_set(value: str) -> str:
+    """Sets that the broker can write, each a defined term of (0008,0005) (PS3.3 C.12.1.1.2)."""
+    if value not in POLICIES and not charset.supported(charset.terms(value)):
+        raise ValueError(
+            "must be ASCII, REQUEST (the one that the query declares), or a value of (0008,0005) such as ISO_IR 192"
+            " or '\\ISO 2022 IR 87'"
+        )
+    return value
+
+
+def _like(pattern: str, sentence: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(sentence)
+        return value
+
+    return AfterValidator(check)
+
+
 Host = Annotated[str, AfterValidator(_host)]
-Text = Annotated[str, Field(max_length=64, pattern=PRINTABLE)]
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=PRINTABLE)]
+Printable = _like(r"[^\x00-\x1f\x7f]*", "must not hold control characters")
+Text = Annotated[str, Field(max_length=64), Printable]
+Name = Annotated[str, Field(min_length=1, max_length=64), Printable]
+# PS3.5 6.2: an AE is at most 16 characters of the default repertoire without backslash; outer spaces do not count.
+AeTitle = Annotated[
+    str,
+    _like(
+        ids.AE_TITLE,
+        "must be 1 to 16 ASCII characters, without a backslash and without a blank at either end",
+    ),
+]
+Modality = Annotated[
+    str, _like(r"[A-Z0-9_ ]{0,16}", "must be at most 16 capital letters, digits, blanks and underscores, such as CT")
+]
+MessageType = Annotated[
+    str,
+    _like(r"[A-Z]{3}(\^[A-Z0-9]{3})?", "must be a message type, such as ORM, or one with its event, such as ADT^A08"),
+]
+Msh18 = Annotated[
+    str,
+    _like(r"[A-Z0-9 /_~-]{0,64}", "must be as MSH-18 has it, such as ISO-2022-JP, UNICODE UTF-8 or ~ISO IR87"),
+]
 
 
 class Entry(BaseModel):
@@ -60,16 +97,16 @@ class NodeEntry(Entry):
 
     word = "node"
     key = "ae_title"
-    ae_title: str = Field(pattern=AE_TITLE)
+    ae_title: AeTitle
     host: Host = ""
     port: int = Field(default=0, ge=0, le=65535)
     any_address: bool = False
     device: Text = ""
     kind: Literal["modality", "mobile", "qa", "import"] = "modality"
-    modality: str = Field(default="", pattern=r"^[A-Z0-9_ ]{0,16}$")
+    modality: Modality = ""
     station_names: list[Text] = []
     rights: list[Right] = DEFAULT_RIGHTS
-    character_set: str = Field(default="", pattern=CHARACTER_SET)
+    character_set: Annotated[str, AfterValidator(_character_set)] = ""
     mpps_strict: bool | None = None
     accession_issuer: Text = ""
     patient_id_issuer: Text = ""
@@ -89,8 +126,8 @@ class SenderEntry(Entry):
     application: Text = ""
     facility: Text = ""
     address: Host = ""
-    messages: list[Annotated[str, Field(pattern=r"^[A-Z]{3}(\^[A-Z0-9]{3})?$")]] = []
-    character_set: str = Field(default="", pattern=r"^[A-Z0-9 /_~-]{0,64}$")
+    messages: list[MessageType] = []
+    character_set: Msh18 = ""
 
 
 class TokenEntry(Entry):

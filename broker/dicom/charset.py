@@ -32,7 +32,7 @@ def terms(value: str) -> tuple[str, ...]:
 def supported(charsets: Sequence[str]) -> bool:
     if len(charsets) == 1:
         return charsets[0] in ALONE or charsets[0] == "ISO_IR 13" or bool(_sets(charsets[0]))
-    return all((term == "" and n == 0) or _sets(term) for n, term in enumerate(charsets))
+    return all(_sets(term) and (term or n == 0) for n, term in enumerate(charsets))
 
 
 def decode(value: bytes, charsets: Sequence[str], vr: str, *, jis_roman_as_ascii: bool = False) -> str:
@@ -48,6 +48,11 @@ def decode(value: bytes, charsets: Sequence[str], vr: str, *, jis_roman_as_ascii
         return text.replace("‾", "~") if jis_roman_as_ascii else text
     except (UnicodeError, KeyError, IndexError):
         raise Unreadable("(0008,0005)", "a value is not text in the character set that it declares") from None
+
+
+def default_repertoire(value: bytes) -> str:
+    """Of text in a set that we do not know: its ASCII characters (PS3.5 6.1.1), `?` for any other byte."""
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F or byte in b"\t\n\f\r" else "?" for byte in value)
 
 
 def encode(text: str, charsets: Sequence[str], vr: str) -> bytes:
@@ -111,11 +116,17 @@ def _sets(term: str) -> tuple[Set, ...]:
     return SETS[""] if term == "" else ()
 
 
-def _encode(text: str, charsets: Sequence[str], delimiters: str) -> bytes:
+def _first(charsets: Sequence[str]) -> tuple[Set, ...]:
+    """Sets of value 1. Devices that write there what needs an escape mean it after ASCII (PS3.3 C.12.1.1.2)."""
     first = _sets(charsets[0])
+    return first if not first or first[0] in (ASCII, ROMAJI) else (ASCII, *first)
+
+
+def _encode(text: str, charsets: Sequence[str], delimiters: str) -> bytes:
+    first = _first(charsets)
     if not first:
         raise ValueError(f"character set {charsets[0]}")
-    every = [one for term in charsets for one in _sets(term)]
+    every = [*first, *(one for term in charsets[1:] for one in _sets(term))]
     initial = {slot: escape for slot, escape, _ in reversed(first)} | {0: first[0][1]}
     active, out = dict(initial), bytearray()
     for char in text:
@@ -138,7 +149,7 @@ def _encode(text: str, charsets: Sequence[str], delimiters: str) -> bytes:
 
 
 def _decode(value: bytes, charsets: Sequence[str], delimiters: str) -> str:
-    first = _sets(charsets[0])
+    first = _first(charsets)
     if not first:
         raise KeyError(charsets[0])
     initial = {slot: escape for slot, escape, _ in reversed(first)} | {0: first[0][1]}

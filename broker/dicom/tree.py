@@ -32,18 +32,21 @@ def vr_of(tag: int) -> str:
         return "UN"
 
 
-def read(data: bytes, transfer_syntax: str, limits: Limits) -> Tree:
-    """Raises Unreadable for anything that is no data set, is too deep or too long."""
+def read(data: bytes, transfer_syntax: str, limits: Limits, *, any_charset: bool = False) -> Tree:
+    """Raises Unreadable for anything that is no data set, is too deep or too long.
+
+    any_charset: text in a set that we do not know is read as ASCII, `?` for the rest (conformance.md 1.6)."""
     try:
-        reader = _Reader(data, transfer_syntax == IMPLICIT_LE, limits)
+        reader = _Reader(data, transfer_syntax == IMPLICIT_LE, limits, any_charset)
         return reader.dataset(0, len(data), ("",), 0)[0]
     except (struct.error, IndexError, UnicodeDecodeError):
         raise Unreadable("data set", "cannot be read") from None
 
 
 class _Reader:
-    def __init__(self, data: bytes, implicit: bool, limits: Limits) -> None:
+    def __init__(self, data: bytes, implicit: bool, limits: Limits, any_charset: bool) -> None:
         self.data, self.implicit, self.limits, self.elements = data, implicit, limits, 0
+        self.any_charset = any_charset
 
     def dataset(self, at: int, end: int, charsets: Sequence[str], depth: int) -> tuple[Tree, int]:
         """From `at` to `end`, or to the item delimiter where the length is undefined (end is then the outer end)."""
@@ -68,7 +71,7 @@ class _Reader:
             if tag == CHARSET and isinstance(value, str):
                 charsets = charset.terms(value)
                 if not charset.supported(charsets):
-                    charsets = ("",)
+                    charsets = () if self.any_charset else ("",)
             tree[tag] = (vr, value)
             at += length
         return tree, at
@@ -105,6 +108,8 @@ class _Reader:
         return items, at
 
     def _value(self, data: bytes, vr: str, charsets: Sequence[str]) -> str | bytes:
+        if vr in TEXT_VRS and not charsets:
+            return charset.default_repertoire(data.rstrip(b" \0"))
         if vr in TEXT_VRS:
             return charset.decode(data, charsets, vr).rstrip(" \0")
         if vr in PLAIN_VRS:

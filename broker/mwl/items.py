@@ -7,13 +7,15 @@ from sqlmodel import Session, col, select
 
 from broker import casebook, outbox
 from broker.errors import MissingField
+from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep, StepVersion
 from broker.model.patients import Patient
 from broker.mwl import dataset, identity
 
 # What a device may be shown, or shown again by a release. Ended steps keep their last version.
 LIVE = ("SCHEDULED", "ARRIVED", "READY", "STARTED", "ON_HOLD")
-INCOMPLETE = "incomplete_order"
+INCOMPLETE, CHARACTERS = "incomplete_order", "worklist_characters"
+REASONS_MAX = 50  # of one case; a case that has as many has been seen
 
 
 def rebuild(session: Session, order_pk: int, *, now: dt.datetime) -> None:
@@ -24,7 +26,7 @@ def rebuild(session: Session, order_pk: int, *, now: dt.datetime) -> None:
     patient = session.get_one(Patient, order.patient_pk)
     known = identity.identifiers(session, patient.key)
     leading = known[0].value if known else ""
-    lacking = []
+    lacking, changed = [], False
     for procedure, step in _live(session, order_pk):
         try:
             item = dataset.build(patient, known, order, procedure, step, stations(session, step.key))
@@ -34,8 +36,10 @@ def rebuild(session: Session, order_pk: int, *, now: dt.datetime) -> None:
             data = b""
         step.patient_id, step.accession_number = leading, order.accession_number
         step.offerable = bool(data) and not order.withheld
-        _renew(session, step, data)
+        changed = _renew(session, step, data) or changed
     _ask_for(session, order_pk, lacking, now=now)
+    if changed and (case := casebook.find_open(session, CHARACTERS, f"order:{order_pk}")):
+        casebook.close_case(session, case, now=now, actor="broker", resolution={"action": "changed"})
     outbox.touch(session, order_pk)
 
 
@@ -59,12 +63,15 @@ def _live(session: Session, order_pk: int) -> Sequence[tuple[RequestedProcedure,
     ).all()
 
 
-def _renew(session: Session, step: ScheduledStep, data: bytes) -> None:
-    if data and data != step.dataset:
+def _renew(session: Session, step: ScheduledStep, data: bytes) -> bool:
+    """Whether a device may have been shown another version before."""
+    renewed = bool(data) and data != step.dataset
+    if renewed:
         step.version += 1
         session.add(StepVersion(step_pk=step.key, version=step.version, dataset=data))
     step.dataset = data
     session.add(step)
+    return renewed and step.version > 1
 
 
 def _ask_for(session: Session, order_pk: int, lacking: list[str], *, now: dt.datetime) -> None:
@@ -76,3 +83,37 @@ def _ask_for(session: Session, order_pk: int, lacking: list[str], *, now: dt.dat
         )
     elif case is not None and not lacking:
         casebook.close_case(session, case, now=now, actor="broker", resolution={"action": "completed"})
+
+
+def ask_about_characters(
+    session: Session, ae_title: str, withheld: Sequence[tuple[int, int, str]], *, now: dt.datetime
+) -> None:
+    """One case per order: its character set keeps a device from what names the patient, so it is not offered the item
+    (conformance.md 1.6). What a person has seen is not asked again until the item changes.
+
+    withheld: (step, its version, why)."""
+    known = select(ScheduledStep).where(col(ScheduledStep.pk).in_([step_pk for step_pk, _, _ in withheld]))
+    steps = {step.key: step for step in session.exec(known)}
+    reasons: dict[int, list[str]] = {}
+    for step_pk, version, why in withheld:
+        if step := steps.get(step_pk):
+            sentence = f"step {step.sps_id}, version {version}, is not offered to {ae_title}: {why}"
+            reasons.setdefault(step.order_pk, []).append(sentence)
+    for order_pk, new in sorted(reasons.items()):
+        _add_reasons(session, order_pk, new, now=now)
+
+
+def _add_reasons(session: Session, order_pk: int, new: Sequence[str], *, now: dt.datetime) -> None:
+    subject = f"order:{order_pk}"
+    cases = session.exec(
+        select(ReconciliationCase)
+        .where(ReconciliationCase.kind == CHARACTERS, ReconciliationCase.subject == subject)
+        .with_for_update()
+    ).all()
+    seen = {reason for case in cases for reason in case.reasons}
+    before = next((case.reasons for case in cases if case.state != "RESOLVED"), [])
+    reasons = [*before, *(reason for reason in new if reason not in seen)][:REASONS_MAX]
+    if reasons != before:
+        casebook.open_case(
+            session, CHARACTERS, subject, level="amber", reasons=reasons, order_pk=order_pk, now=now, actor="broker"
+        )

@@ -1,13 +1,14 @@
 """Does an item answer a query? Pure; PS3.4 C.2.2.2 and conformance.md 1.4, 1.5."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from broker.dicom.tree import Tree
+from broker.dicom.tree import Tree, vr_of
 from broker.errors import InvalidValue
 
 STEP_SEQUENCE, START_DATE, START_TIME = 0x00400100, 0x00400002, 0x00400003
 WILDCARD_VRS = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
+BLANK_VRS = frozenset({"AE", "CS", "LO", "PN", "SH"})  # blanks around a value do not count (PS3.5 6.2)
 DAY = 24 * 3600 * 1_000_000
 EARLIEST, LATEST = "00000000", "99999999"
 
@@ -26,8 +27,31 @@ STEP_MATCHED = frozenset(
 )  # fmt: skip
 
 
+def check(query: Tree) -> None:
+    """Raises InvalidValue for a malformed date or time key, also where there is nothing to compare it with."""
+    steps = query.get(STEP_SEQUENCE, ("SQ", []))[1]
+    for keys, matched in ((query, MATCHED), *((step, STEP_MATCHED) for step in steps if isinstance(step, dict))):
+        for tag, (_, key) in keys.items():
+            read = RANGES.get(vr_of(tag)) if tag in matched else None
+            if read and isinstance(key, str) and key:
+                read(key, tag)
+
+
+def selective(query: Tree, matched: frozenset[int] = MATCHED) -> Tree:
+    """Only those keys that an item can fail: found once for a query, not once for each item."""
+    chosen: Tree = {}
+    for tag, (vr, key) in query.items():
+        if tag == STEP_SEQUENCE and isinstance(key, list):
+            steps = [selective(step, STEP_MATCHED) for step in key]
+            if any(steps):
+                chosen[tag] = (vr, steps)
+        elif tag in matched and (any(value for _, value in key[0].values()) if isinstance(key, list) and key else key):
+            chosen[tag] = (vr, key)
+    return chosen
+
+
 def matches(query: Tree, item: Tree) -> bool:
-    """query: keys; a zero-length one matches everything. Raises InvalidValue for a malformed date or time key."""
+    """query: keys that `check` has seen; a zero-length one matches everything."""
     for tag, (vr, key) in query.items():
         if tag == STEP_SEQUENCE and isinstance(key, list):
             steps = item.get(tag, ("SQ", []))[1]
@@ -54,6 +78,8 @@ def _step_matches(query: Tree, step: Tree) -> bool:
 
 def element_matches(tag: int, vr: str, key: "str | bytes | list[Tree]", item: Tree) -> bool:
     """One key against the stored element. An empty stored value fails every key but the universal ones."""
+    if isinstance(key, str) and vr in BLANK_VRS:
+        key = key.strip(" ")
     if not key or (key == "*" and vr in WILDCARD_VRS):
         return True
     stored = item.get(tag, (vr, ""))[1]
@@ -94,8 +120,8 @@ def date_range(key: str, tag: int = START_DATE) -> tuple[str, str]:
     """Inclusive bounds, YYYYMMDD."""
     text = key.replace(" ", "").replace(".", "")
     low, dash, high = text.partition("-")
-    for part in (low, high):
-        if part and not (len(part) == 8 and part.isascii() and part.isdigit()):
+    for part in (low, high) if low and high else (low or high,):  # `-` alone is no range
+        if not (len(part) == 8 and part.isascii() and part.isdigit()):
             raise InvalidValue(f"({tag >> 16:04X},{tag & 0xFFFF:04X})", "is no date or range of dates", tags=(tag,))
     if not dash:
         return low, low
@@ -108,13 +134,16 @@ def time_range(key: str, tag: int = START_TIME) -> tuple[int, int]:
     text = key.replace(" ", "").replace(":", "")
     low, dash, high = text.partition("-")
     try:
-        if not dash:
+        if not dash or not (low or high):
             return _moment(low)
         return _moment(low)[0] if low else 0, _moment(high)[1] if high else DAY - 1
     except ValueError:
         raise InvalidValue(
             f"({tag >> 16:04X},{tag & 0xFFFF:04X})", "is no time or range of times", tags=(tag,)
         ) from None
+
+
+RANGES: dict[str, Callable[[str, int], object]] = {"DA": date_range, "TM": time_range}
 
 
 def _moment(text: str) -> tuple[int, int]:
@@ -159,6 +188,8 @@ def _text(tree: Tree, tag: int) -> str:
 
 def glob(pattern: str, text: str) -> bool:
     """`*` any run, `?` one character; linear in both, so that no pattern is expensive."""
+    if "*" not in pattern and "?" not in pattern:
+        return pattern == text
     at = star = mark = 0
     star = -1
     position = 0

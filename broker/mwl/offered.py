@@ -1,4 +1,4 @@
-"""What each device was shown (detectors D3, D9, D10 live on it).
+"""What each device was shown (detectors D3, D9, D10 live on it), and what its character set kept from it.
 
 The first time that a device is shown an item is on record before its query is answered to the end, so that no crash
 lets an exam look as if its item had been made up. How often it was shown again is written a little later."""
@@ -6,15 +6,27 @@ lets an exam look as if its item had been made up. How often it was shown again 
 import datetime as dt
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
 
 from broker import db, log
 from broker.config import Settings
 from broker.model.orders import OfferedItem, ScheduledStep
+from broker.mwl import items
 
 FLUSH_SECONDS = 0.5
 Key = tuple[str, int, int]  # AE title, step, version
+
+
+@dataclass(frozen=True)
+class Loss:
+    """lost: kinds (dicom/variants.py). withheld: why the device is not offered the item, empty = it is."""
+
+    step_pk: int
+    version: int
+    lost: frozenset[str]
+    withheld: str
 
 
 class Recorder:
@@ -23,6 +35,7 @@ class Recorder:
     def __init__(self, settings: Settings) -> None:
         self._pending: dict[Key, tuple[dt.datetime, dt.datetime, int]] = {}
         self._recorded: set[Key] = set()  # have their row
+        self._told: set[tuple[str, Loss]] = set()
         self._max = settings.limits.offer_queue_max
         self._lock, self._writing, self._stopping = threading.Lock(), threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="offers", daemon=True)
@@ -35,15 +48,36 @@ class Recorder:
         self._thread.join()
         self.flush()
 
-    def note(self, ae_title: str, items: Sequence[tuple[int, int]], at: dt.datetime) -> None:
-        """items: (step, version)."""
+    def note(self, ae_title: str, shown: Sequence[tuple[int, int]], at: dt.datetime) -> None:
+        """shown: (step, version)."""
         with self._lock:
-            for step_pk, version in items:
+            for step_pk, version in shown:
                 first, _, times = self._pending.get((ae_title, step_pk, version), (at, at, 0))
                 self._pending[ae_title, step_pk, version] = (first, at, times + 1)
             urgent = len(self._pending) >= self._max or not self._pending.keys() <= self._recorded
         if urgent:
             self._try_to_flush()
+
+    def tell(self, ae_title: str, losses: Sequence[Loss], at: dt.datetime) -> None:
+        """Say once for each device and version what it was not shown; ask a person where it is not offered the item."""
+        with self._lock:
+            new = [loss for loss in losses if (ae_title, loss) not in self._told]
+            if len(self._told) + len(new) > self._max:
+                self._told = set()
+            self._told |= {(ae_title, loss) for loss in new}
+        for loss in new:
+            log.get().warning(
+                "worklist.characters", step=loss.step_pk, version=loss.version, ae_title=ae_title,
+                lost=sorted(loss.lost), withheld=loss.withheld,
+            )  # fmt: skip
+        withheld = [(loss.step_pk, loss.version, loss.withheld) for loss in new if loss.withheld]
+        if withheld:
+            try:
+                db.run(items.ask_about_characters, ae_title, withheld, now=at)
+            except Exception:  # the device gets its worklist all the same, and the next query tries again
+                log.get().exception("offers.characters")
+                with self._lock:
+                    self._told -= {(ae_title, loss) for loss in new}
 
     def flush(self) -> None:
         with self._writing:
@@ -65,7 +99,7 @@ class Recorder:
     def forget(self) -> None:
         """Ask the table again which rows there are."""
         with self._lock:
-            self._recorded = set()
+            self._recorded, self._told = set(), set()
 
     def _try_to_flush(self) -> None:
         """A device gets its worklist even while nothing can be written."""

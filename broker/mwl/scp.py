@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Iterator
 from zoneinfo import ZoneInfo
 
-from broker import clock, db
+from broker import clock, db, log
 from broker.config import Settings
 from broker.dicom import tree
 from broker.dicom.service import C_CANCEL_RQ, C_FIND_RQ, Offer, Request, Response
 from broker.dicom.verification import UNCOMPRESSED
 from broker.errors import TooMany, Unreadable
 from broker.mwl import worklist
-from broker.mwl.offered import Recorder
+from broker.mwl.offered import Loss, Recorder
 
 MODALITY_WORKLIST_FIND = "1.2.840.10008.5.1.4.31"
 MATCH, MATCH_WITH_UNSUPPORTED_KEYS, DONE, CANCELLED = 0xFF00, 0xFF01, 0x0000, 0xFE00
@@ -26,9 +26,11 @@ class WorklistService:
 
     def handle(self, request: Request) -> Iterable[Response]:
         try:
-            query = tree.read(request.dataset, request.transfer_syntax, self.settings.limits)
+            query = tree.read(request.dataset, request.transfer_syntax, self.settings.limits, any_charset=True)
         except Unreadable as error:
             return (Response(CANNOT_UNDERSTAND, comment=str(error)),)
+        if not worklist.is_readable(query):
+            log.get().warning("worklist.unknown_character_set", ae_title=request.peer.ae_title)
         supported = worklist.check(query)
         try:
             found = db.read(worklist.search, query, self.settings.limits)
@@ -42,20 +44,24 @@ class WorklistService:
         wanted, now = worklist.shape(query), clock.now()
         setting = self._character_set(request, query)
         asked = worklist.TIMEZONE in query or self.settings.dicom.issue_timezone
-        offset = worklist.offset_of(self.zone, now) if asked else ""
+        zone = self.zone if asked else None
         shown: list[tuple[int, int]] = []
+        losses: list[Loss] = []
         last = DONE
         try:
             for one in found:
                 if request.cancelled():
                     last = CANCELLED
                     break
-                data = worklist.answer(one.dataset, one.status, wanted, request.transfer_syntax, setting, offset)
-                if data is not None:
+                made = worklist.answer(one.dataset, one.status, wanted, request.transfer_syntax, setting, zone)
+                if made.lost or made.withheld:
+                    losses.append(Loss(one.step_pk, one.version, made.lost, made.withheld))
+                if not made.withheld:
                     shown.append((one.step_pk, one.version))
-                    yield Response(status, data)
+                    yield Response(status, made.dataset)
         finally:  # also where the device hangs up in between
             self.recorder.note(request.peer.ae_title, shown, now)
+            self.recorder.tell(request.peer.ae_title, losses, now)
         yield Response(last)
 
     def _character_set(self, request: Request, query: tree.Tree) -> str:

@@ -1,5 +1,6 @@
 """Reads of the worklist: which items a query finds, and how they look to the device that asks."""
 
+import contextlib
 import datetime as dt
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,9 +10,8 @@ from typing import Any
 from sqlmodel import Session, col, select
 
 from broker.config import Limits
-from broker.dicom import charset, tree
+from broker.dicom import charset, tree, variants
 from broker.dicom.tree import Tree
-from broker.dicom.variants import SUBSTITUTE
 from broker.errors import InvalidValue, TooMany
 from broker.model.orders import ImagingOrder, ScheduledStation, ScheduledStep
 from broker.mwl import matching
@@ -31,6 +31,17 @@ RETURNED = matching.MATCHED | {
 STEP_RETURNED = matching.STEP_MATCHED | {
     0x00400004, 0x00400005, 0x0040000B, 0x00400012, 0x00321070, 0x00400400, 0x0018990C, 0x0018990D, 0x00400440,
 }  # fmt: skip
+# Inside the other sequences: codes, references, identifiers with their issuers, protocol context, specimens.
+ITEM_RETURNED = frozenset(
+    {
+        0x00080080, 0x00080100, 0x00080102, 0x00080103, 0x00080104, 0x00080119, 0x00081150, 0x00081155, 0x00100020,
+        0x00100021, 0x00100022, 0x00100024, 0x00100102, 0x00400031, 0x00400032, 0x00400033, 0x00400440, 0x00400512,
+        0x00400518, 0x00400551, 0x00400554, 0x00400560, 0x004008EA, 0x00401101, 0x0040A040, 0x0040A043, 0x0040A120,
+        0x0040A123, 0x0040A160, 0x0040A168, 0x0040A170, 0x0040A30A, 0x00420010,
+    }
+)  # fmt: skip
+PATIENT_NAME = 0x00100010
+TYPE_1_TEXTS = (PATIENT_NAME, 0x00100020, 0x00401001, 0x00400009)
 
 Shape = tuple[tuple[int, "Shape | None"], ...]
 
@@ -51,9 +62,10 @@ def search(session: Session, query: Tree, limits: Limits) -> list[Found]:
     query: MWL identifier; an empty value matches all and asks for the key (universal matching, PS3.4 C.2.2.2.3).
     Times are site local, as devices show them. Source: PS3.4 K.6.1, matching C.2.2.2."""
     found: list[Found] = []
+    keys = matching.selective(query)
     rows = session.exec(_candidates(query).execution_options(yield_per=PAGE_ROWS))
     for pk, version, status, dataset in rows:
-        if matching.matches(query, _item(dataset, status)):
+        if matching.matches(keys, _item(dataset, status)):
             if len(found) >= limits.worklist_matches_max:
                 raise TooMany("")
             found.append(Found(pk, version, status, dataset))
@@ -122,7 +134,17 @@ def check(query: Tree) -> bool:
     steps = query.get(STEP_SEQUENCE, ("SQ", []))[1]
     if isinstance(steps, list) and len(steps) > 1:
         raise InvalidValue("(0040,0100)", "has more than one item", tags=(STEP_SEQUENCE,))
-    return not set(query) - RETURNED and not set(_step_keys(query)) - STEP_RETURNED
+    matching.check(query)
+    return _supported(query, RETURNED)
+
+
+def _supported(keys: Tree, known: frozenset[int]) -> bool:
+    nested = [(tag, item) for tag, (_, value) in keys.items() if isinstance(value, list) for item in value]
+    return keys.keys() <= known and all(_supported(item, _known_in(tag)) for tag, item in nested)
+
+
+def _known_in(sequence: int) -> frozenset[int]:
+    return STEP_RETURNED if sequence == STEP_SEQUENCE else ITEM_RETURNED
 
 
 def shape(query: Tree) -> Shape:
@@ -134,87 +156,62 @@ def shape(query: Tree) -> Shape:
     )
 
 
-@lru_cache(32768)
-def answer(dataset: bytes, status: str, wanted: Shape, syntax: str, setting: str, offset: str) -> bytes | None:
-    """The identifier that this device gets; None where the device can show nothing of the name (ASCII only).
+@dataclass(frozen=True)
+class Answer:
+    """The identifier that one device gets. lost: what its character set cost (variants.fit). withheld: why it cannot be
+    offered the item; the data set is then empty."""
 
-    setting: the device's character set. offset: Timezone Offset From UTC, empty = not asked for."""
-    picked = _pick(_item(dataset, status), wanted, RETURNED)
-    if offset:
-        picked[TIMEZONE] = ("SH", offset)
+    dataset: bytes
+    lost: frozenset[str] = frozenset()
+    withheld: str = ""
+
+
+@lru_cache(32768)
+def answer(
+    dataset: bytes, status: str, wanted: Shape, syntax: str, setting: str, zone: dt.tzinfo | None = None
+) -> Answer:
+    """setting: the device's character set. zone: of Timezone Offset From UTC, None = not asked for."""
+    item = _item(dataset, status)
+    picked = _pick(item, wanted, RETURNED)
+    if zone is not None:
+        picked[TIMEZONE] = ("SH", offset_of(zone, _step_keys(item)))
     return encode(picked, syntax, setting)
 
 
-def _pick(item: Tree, wanted: Shape, known: "frozenset[int] | set[int]") -> Tree:
+def _pick(item: Tree, wanted: Shape, known: frozenset[int]) -> Tree:
     """What was asked for, zero-length where we have no value (conformance.md 1.3, 8); unknown keys are left out."""
     picked: Tree = {}
     for tag, inner in wanted:
         if tag not in known or tag == TIMEZONE:
             continue
         vr, value = item.get(tag, (tree.vr_of(tag), [] if tree.vr_of(tag) == "SQ" else ""))
-        if tag == STEP_SEQUENCE and isinstance(value, list):
-            value = [_pick(step, inner, STEP_RETURNED) if inner else step for step in value]
-        elif isinstance(value, list) and inner:
-            value = [{t: e for t, e in one.items() if t in dict(inner)} for one in value]
+        if isinstance(value, list) and inner:
+            value = [_pick(one, inner, _known_in(tag)) for one in value]
         picked[tag] = (vr, value)
     return picked
 
 
-def encode(picked: Tree, syntax: str, setting: str) -> bytes | None:
+def encode(picked: Tree, syntax: str, setting: str) -> Answer:
     """In the device's set; else with what the record's characters become for it (conformance.md 1.6). Never a `?`."""
-    if setting == "ASCII":
-        return _ascii(picked, syntax)
-    sets = charset.terms(setting)
-    declared: Tree = {tree.CHARSET: ("CS", setting)}
-    for change in (None, _variants, _without_ideographs):
-        candidate = picked if change is None else _map_text(picked, change)
-        try:
-            return tree.write({**candidate, **declared}, syntax, sets)
-        except ValueError:
-            continue
-    return tree.write({**_map_text(picked, lambda vr, text: _fitting(text, sets, vr)), **declared}, syntax, sets)
-
-
-def _ascii(picked: Tree, syntax: str) -> bytes | None:
-    plain = _map_text(picked, lambda vr, text: text.split("=")[0] if vr == "PN" else text)
-    if any(vr == "PN" and tag == 0x00100010 and not value for tag, (vr, value) in plain.items()):
-        return None  # no romaji: left out for this device
-    return tree.write(_map_text(plain, lambda vr, text: _fitting(text, ("",), vr)), syntax, ("",))
-
-
-def _map_text(item: Tree, change: Any) -> Tree:
-    changed: Tree = {}
-    for tag, (vr, value) in item.items():
-        if isinstance(value, list):
-            changed[tag] = (vr, [_map_text(one, change) for one in value])
+    romaji = setting == "ASCII"  # group 1 of names alone, and no (0008,0005)
+    sets: Sequence[str] = ("",) if romaji else charset.terms(setting)
+    declared: Tree = {} if romaji else {tree.CHARSET: ("CS", setting)}
+    if not romaji:
+        with contextlib.suppress(ValueError):
+            return Answer(tree.write({**picked, **declared}, syntax, sets))
+    shown, lost = variants.fit(picked, sets, groups=1 if romaji else 3)
+    if gone := [tag for tag in _type_1(picked) if tag not in _type_1(shown)]:
+        if gone == [PATIENT_NAME]:
+            why = "romaji missing" if romaji else "no group of Patient's Name fits into its character set"
         else:
-            changed[tag] = (vr, change(vr, value) if isinstance(value, str) and vr in tree.TEXT_VRS else value)
-    return changed
+            why = "an identifier does not fit into its character set"
+        return Answer(b"", lost, why)
+    return Answer(tree.write({**shown, **declared}, syntax, sets), lost)
 
 
-def _variants(_vr: str, text: str) -> str:
-    return text.translate(SUBSTITUTE)
-
-
-def _without_ideographs(vr: str, text: str) -> str:
-    """Group 2 of a name goes, groups 1 and 3 stay."""
-    text = text.translate(SUBSTITUTE)
-    if vr != "PN":
-        return text
-    alphabetic, _, rest = text.partition("=")
-    return f"{alphabetic}=={rest.partition('=')[2]}".rstrip("=")
-
-
-def _fitting(text: str, sets: Sequence[str], vr: str) -> str:
-    """The characters that the sets have; what they lack is left out."""
-    kept = []
-    for char in text.translate(SUBSTITUTE):
-        try:
-            charset.encode(char, sets, vr)
-        except ValueError:
-            continue
-        kept.append(char)
-    return "".join(kept)
+def _type_1(shown: Tree) -> list[int]:
+    """Those texts of type 1 that have a value."""
+    return [tag for keys in (shown, _step_keys(shown)) for tag in TYPE_1_TEXTS if keys.get(tag, ("", ""))[1]]
 
 
 def listing(session: Session, ae_title: str | None, limit: int) -> list[dict[str, Any]]:
@@ -248,10 +245,17 @@ def listing(session: Session, ae_title: str | None, limit: int) -> list[dict[str
     return rows
 
 
+def is_readable(query: Tree) -> bool:
+    """Whether it is in a character set that we know; else only its ASCII characters were read (conformance.md 1.6)."""
+    return charset.supported(charset.terms(_plain(query, tree.CHARSET)))
+
+
 def can_answer_in(setting: str) -> bool:
     return bool(setting) and charset.supported(charset.terms(setting))
 
 
-def offset_of(zone: dt.tzinfo, now: dt.datetime) -> str:
-    """Timezone Offset From UTC (0008,0201): `+0900`."""
-    return now.astimezone(zone).strftime("%z")
+def offset_of(zone: dt.tzinfo, step: Tree) -> str:
+    """Timezone Offset From UTC (0008,0201) at the start of the step, which may lie beyond a change of the clocks."""
+    date, time = (_plain(step, tag) for tag in (matching.START_DATE, matching.START_TIME))
+    day = dt.datetime.strptime(date, "%Y%m%d").replace(tzinfo=zone)
+    return (day + dt.timedelta(microseconds=matching.time_range(time)[0])).strftime("%z")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from broker.dicom import charset
+from broker.dicom import charset, variants
 from broker.errors import Unreadable
 
 IR87 = ("", "ISO 2022 IR 87")
@@ -65,3 +65,40 @@ def test_a_two_byte_code_that_looks_like_a_delimiter_does_not_split():
 def test_the_overline_of_jis_roman_is_a_tilde_to_those_who_say_so():
     assert charset.decode(b"A\x1b(J~\x1b(B", IR13, "LO") == "A‾"
     assert charset.decode(b"A\x1b(J~\x1b(B", IR13, "LO", jis_roman_as_ascii=True) == "A~"
+
+
+def test_a_set_that_needs_an_escape_comes_after_ascii_even_where_it_is_written_alone():
+    """PS3.3 C.12.1.1.2 does not allow it; devices in Japan write it."""
+    alone = ("ISO 2022 IR 87",)
+    assert charset.encode(NAME, alone, "PN") == REFERENCE
+    assert charset.decode(REFERENCE, alone, "PN") == NAME
+
+
+PN, ID, TEXT = 0x00100010, 0x00100020, 0x00321060
+
+
+@pytest.mark.parametrize(
+    ("tag", "vr", "value", "shown", "lost"),
+    [
+        (PN, "PN", "TAKAHASHI=髙橋^一郎=タカハシ", "TAKAHASHI=高橋^一郎=タカハシ", {"variant"}),
+        (PN, "PN", "TSUJITA=𠀋田^太郎=ツジタ", "TSUJITA==ツジタ", {"group"}),
+        (PN, "PN", "TSUJITA=𠀋髙^太郎", "TSUJITA", {"group"}),
+        (PN, "PN", "=𠀋田^太郎", "", {"group"}),
+        (PN, "PN", "A=山田\\B=𠀋田", "A=山田\\B", {"group"}),
+        (PN, "PN", "Müller^Zoë=葛\U000e0100城", "Muller^Zoe=葛城", {"variant"}),
+        (PN, "PN", "AINU==ヷ", "AINU", {"group"}),  # ワ is another letter
+        (TEXT, "LO", "鷗外①10²", "外110", {"variant", "characters"}),
+        (TEXT, "LO", "胸部CT", "胸部CT", set()),
+        (ID, "LO", "髙1", "", {"identifier"}),
+    ],
+)
+def test_what_a_set_lacks_is_shown_in_its_variant_or_left_out_and_told(tag, vr, value, shown, lost):
+    """conformance.md 1.6: of a name the whole group, of an identifier everything, of other texts the character."""
+    item = {0x00321064: ("SQ", [{tag: (vr, value)}])}
+    made, found = variants.fit(item, IR87)
+    assert made[0x00321064][1][0][tag] == (vr, shown)
+    assert found == lost
+
+
+def test_a_device_that_is_shown_romaji_alone_lacks_nothing_else_of_a_name():
+    assert variants.fit({PN: ("PN", NAME)}, ("",), groups=1) == ({PN: ("PN", "Yamada^Tarou")}, frozenset())

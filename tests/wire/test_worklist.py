@@ -4,16 +4,22 @@ import datetime as dt
 import subprocess
 
 import pytest
+import structlog.testing
+from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.tag import Tag
 from pynetdicom import AE
 from pynetdicom.sop_class import ModalityWorklistInformationFind
 
 from broker import clock, db, site
+from broker.dicom import association
+from broker.model.images import ReconciliationCase
 from broker.model.orders import OfferedItem, ScheduledStep
 from broker.sim.modality import Refused
-from broker.sim.ris import Patient
+from broker.sim.ris import Patient, code_of, omi
 from tests.house import eventually
-from tests.world import SATO, TAKAHASHI, TOKYO, YAMADA, order, today
+from tests.world import SATO, SMITH, TAKAHASHI, TOKYO, YAMADA, order, today
 
 
 def query(step: dict | None = None, **keys) -> Dataset:
@@ -29,14 +35,19 @@ def query(step: dict | None = None, **keys) -> Dataset:
     return made
 
 
-def find(broker, identifier: Dataset, ae_title: str = "CT1", syntax: str = "1.2.840.10008.1.2"):
-    """(statuses, identifiers) of one C-FIND."""
+def connect(broker, ae_title: str = "CT1", syntax: str = "1.2.840.10008.1.2"):
     ae = AE(ae_title)
     ae.add_requested_context(ModalityWorklistInformationFind, syntax)
-    association = ae.associate("127.0.0.1", broker.ports["dicom"], ae_title="BROKER")
-    assert association.is_established
-    answers = list(association.send_c_find(identifier, ModalityWorklistInformationFind))
-    association.release()
+    connection = ae.associate("127.0.0.1", broker.ports["dicom"], ae_title="BROKER")
+    assert connection.is_established
+    return connection
+
+
+def find(broker, identifier: Dataset, ae_title: str = "CT1", syntax: str = "1.2.840.10008.1.2"):
+    """(statuses, identifiers) of one C-FIND."""
+    connection = connect(broker, ae_title, syntax)
+    answers = list(connection.send_c_find(identifier, ModalityWorklistInformationFind))
+    connection.release()
     return [status.Status for status, _ in answers], [found for _, found in answers if found is not None], answers
 
 
@@ -176,17 +187,121 @@ def test_a_name_that_does_not_fit_is_shown_in_its_variant_and_the_record_keeps_i
     kept = Patient(TAKAHASHI.id, "髙橋^一郎", TAKAHASHI.kana, TAKAHASHI.birth_date, "M")
     broker.place(order("ACC019", Patient(kept.id, "高橋^一郎", kept.kana, kept.birth_date, "M")))
     db.run(lambda session: rename(session, "TAKAHASHI^ICHIRO=髙橋^一郎=タカハシ^イチロウ"))
-    _, (item,), _ = find(broker, query(PatientName=""))
-    assert str(item.PatientName) == "TAKAHASHI^ICHIRO=高橋^一郎=タカハシ^イチロウ"
+    with structlog.testing.capture_logs() as logs:
+        _, (item,), _ = find(broker, query(PatientName=""))
+        assert str(item.PatientName) == "TAKAHASHI^ICHIRO=高橋^一郎=タカハシ^イチロウ"
+        _, (item,), _ = find(broker, query(PatientName=""), "CT9")
+        assert str(item.PatientName) == "TAKAHASHI^ICHIRO=髙橋^一郎=タカハシ^イチロウ"
+        find(broker, query(PatientName=""))
+    (step,) = broker.rows(ScheduledStep)
+    assert told(logs) == [("CT1", step.pk, step.version, ["variant"], "")], "once for each device and version"
+    assert "髙" not in str(logs)
+
+
+def told(logs) -> list[tuple]:
+    return [
+        (event["ae_title"], event["step"], event["version"], event["lost"], event["withheld"])
+        for event in logs
+        if event["event"] == "worklist.characters"
+    ]
+
+
+def place_unicode(broker, placed, **texts: str) -> None:
+    """The order in UTF-8. texts: a text of the simulator's message -> what stands there instead."""
+    message = omi(placed).decode("iso2022_jp").replace("~ISO IR87||ISO 2022-1994", "UNICODE UTF-8")
+    for old, new in texts.items():
+        message = message.replace(old, new)
+    answer = broker.ris().send(message.encode())
+    assert code_of(answer) == "AA", answer
+
+
+def test_a_name_never_loses_a_single_kanji_for_a_device(broker):
+    """𠀋田 without 𠀋 is 田, another surname: the group goes as a whole. Other texts lose what does not fit."""
+    place_unicode(broker, order(), 山田="𠀋田", ヤマダ="ツジタ", 胸部="鷗胸部")
+    with structlog.testing.capture_logs() as logs:
+        _, (item,), _ = find(broker, query(PatientName="", RequestedProcedureDescription=""))
+    _, ideographic, phonetic = str(item.PatientName).split("=")
+    assert (ideographic, phonetic) == ("", "ツジタ^タロウ")
+    assert item.RequestedProcedureDescription == "胸部CT"
+    assert [event[3] for event in told(logs)] == [["characters", "group"]]
+    assert broker.rows(ReconciliationCase) == []
+
+
+def test_an_accent_that_a_device_lacks_is_left_out_of_the_letter_and_flagged(broker):
+    place_unicode(broker, order(patient=SMITH), SMITH="SMÎTH")
+    with structlog.testing.capture_logs() as logs:
+        _, (item,), _ = find(broker, query(PatientName=""))
+    assert str(item.PatientName) == "SMITH^ANNA"
+    assert [event[3] for event in told(logs)] == [["variant"]]
+
+
+def test_an_identifier_is_shown_as_it_is_or_not_at_all(broker):
+    """A Patient ID without one of its characters is another patient's."""
+    add_device(broker, "CT9", "ISO_IR 192")
+    place_unicode(broker, order(), **{f"||{YAMADA.id}^^^": "||髙0001^^^"})
+    statuses, items, _ = find(broker, query(PatientID="", PatientName=""))
+    assert (statuses, items) == ([0x0000], [])
+    (case,) = broker.rows(ReconciliationCase, kind="worklist_characters")
+    assert case.reasons[0].endswith("is not offered to CT1: an identifier does not fit into its character set")
+    assert find(broker, query(PatientID=""), "CT9")[1][0].PatientID == "髙0001"
+
+
+def test_a_patient_whose_name_a_device_cannot_show_is_not_offered_to_it_and_a_person_is_asked(broker):
+    """Patient's Name is of type 1: an empty one is never sent."""
+    add_device(broker, "CT9", "ISO_IR 192")
+    place_unicode(broker, order(steps=2), **{"山田^太郎^^^^^L^I~ヤマダ^タロウ^^^^^L^P": "𠀋田^太郎^^^^^L^I"})
+    broker.place(order("ACC002", SATO))
+    db.run(lambda session: rename(session, "=𠀋田^太郎", YAMADA))
+    asked = query(PatientName="", PatientID="")
+    for _ in range(2):
+        statuses, items, _ = find(broker, asked)
+        assert statuses == [0xFF00, 0x0000]
+        assert [item.PatientID for item in items] == [SATO.id]
+    assert len(find(broker, asked, "CT9")[1]) == 3
+    (case,) = broker.rows(ReconciliationCase, kind="worklist_characters")
+    assert (case.level, case.state, len(case.reasons)) == ("amber", "OPEN", 2)
+    assert case.reasons[0].startswith("step S1ACC001, version ")
+    assert case.reasons[0].endswith("is not offered to CT1: no group of Patient's Name fits into its character set")
+    assert "CT1" not in {
+        row.ae_title for row in broker.rows(OfferedItem) if row.step_pk == broker.rows(ScheduledStep)[0].pk
+    }
+
+
+def test_a_patient_without_romaji_is_left_out_for_an_ascii_device_until_somebody_types_it(broker):
+    add_device(broker, "CT9", "ASCII")
+    broker.place(order())
+    db.run(lambda session: rename(session, "=山田^太郎=ヤマダ^タロウ", YAMADA))
+    assert find(broker, query(PatientName=""), "CT9")[1] == []
+    (case,) = broker.rows(ReconciliationCase, kind="worklist_characters")
+    assert case.reasons[0].endswith("is not offered to CT9: romaji missing")
+    assert len(find(broker, query(PatientName=""))[1]) == 1
+    db.run(lambda session: rename(session, "YAMADA^TARO=山田^太郎=ヤマダ^タロウ", YAMADA))
     _, (item,), _ = find(broker, query(PatientName=""), "CT9")
-    assert str(item.PatientName) == "TAKAHASHI^ICHIRO=髙橋^一郎=タカハシ^イチロウ"
+    assert str(item.PatientName) == "YAMADA^TARO"
+    assert "SpecificCharacterSet" not in item
+    (case,) = broker.rows(ReconciliationCase, kind="worklist_characters")
+    assert case.state == "RESOLVED"
 
 
-def rename(session, name: str) -> None:
+@pytest.mark.parametrize(
+    ("declared", "answered"), [("ISO_IR 192", "ISO_IR 192"), (["", "ISO 2022 IR 87"], ["", "ISO 2022 IR 87"]),
+                               ("ISO 2022 IR 87", "ISO 2022 IR 87"), ("FOO", "ISO_IR 192")],
+)  # fmt: skip
+def test_a_device_that_wants_it_is_answered_in_the_set_of_its_query(broker, declared, answered):
+    add_device(broker, "CT9", "REQUEST")
+    broker.place(order())
+    asked = query(PatientName="")
+    asked.SpecificCharacterSet = declared
+    _, (item,), _ = find(broker, asked, "CT9")
+    assert item.SpecificCharacterSet == answered
+    assert str(item.PatientName) == "YAMADA^TARO=山田^太郎=ヤマダ^タロウ"
+
+
+def rename(session, name: str, patient: Patient = TAKAHASHI) -> None:
     from broker.mwl import patients
     from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
 
-    person = PersonCommand((Identifier(TAKAHASHI.id, "HOSP"),), name=name)
+    person = PersonCommand((Identifier(patient.id, "HOSP"),), name=name)
     patients.apply(session, PatientCommand("update", person, cause="ADT^A08"), now=clock.now(), actor="test")
 
 
@@ -197,6 +312,20 @@ def test_a_query_in_a_set_that_we_do_not_know_is_still_answered(broker, declared
     asked = query(PatientID=YAMADA.id, AccessionNumber="")
     asked.SpecificCharacterSet = declared
     assert [item.AccessionNumber for item in find(broker, asked)[1]] == ["ACC001"]
+
+
+def test_in_a_set_that_we_do_not_know_other_bytes_than_ascii_stand_for_any_character(broker):
+    """conformance.md 1.6"""
+    broker.place(order("ACC1", SMITH))
+    asked = query(PatientName="", AccessionNumber="")
+    asked.SpecificCharacterSet = "FOO"
+    for raw, count in ((b"SM\xceTH*", 1), (b"SM\xceTX*", 0), (b"SM\x1bTH*", 1)):
+        asked[0x00100010] = RawDataElement(Tag(0x00100010), "PN", len(raw), raw, 0, True, True)
+        with structlog.testing.capture_logs() as logs:
+            statuses, items, _ = find(broker, asked)
+        assert statuses[-1] == 0x0000
+        assert len(items) == count, raw
+        assert [event["ae_title"] for event in logs if event["event"] == "worklist.unknown_character_set"] == ["CT1"]
 
 
 def test_an_unknown_optional_key_is_told_by_ff01_and_not_returned(broker):
@@ -216,13 +345,61 @@ def test_a_query_retrieve_level_is_refused_and_named(broker):
 
 
 @pytest.mark.parametrize(
-    "step", [{"ScheduledProcedureStepStartDate": "tomorrow"}, {"ScheduledProcedureStepStartTime": "25"}]
+    ("keyword", "key"),
+    [
+        *(("ScheduledProcedureStepStartDate", key) for key in ("tomorrow", "-", "2035070", "20350705--20350706")),
+        *(("ScheduledProcedureStepStartTime", key) for key in ("25", "-", "1200-25", "noon")),
+    ],
 )
-def test_a_malformed_value_narrows_to_an_error_and_never_widens(broker, step):
+@pytest.mark.parametrize("station", ["CT1", "NONE"])
+def test_a_malformed_value_narrows_to_an_error_and_never_widens(broker, keyword, key, station):
+    """Also where no item is a candidate: the device is told the same on a quiet day."""
     broker.place(order())
-    statuses, items, _ = find(broker, query(step))
+    statuses, items, answers = find(broker, query({"ScheduledStationAETitle": station, keyword: key}))
     assert statuses == [0xA900]
     assert items == []
+    assert answers[0][0].OffendingElement == tag_for_keyword(keyword)
+
+
+def test_blanks_around_an_identifier_do_not_count(broker):
+    """PS3.5 6.2"""
+    broker.place(order())
+    for keys in ({"PatientID": f" {YAMADA.id} "}, {"AccessionNumber": " ACC001"}, {"IssuerOfPatientID": " HOSP"},
+                 {"RequestedProcedureID": " RACC001"}, {"PatientName": " YAMADA*"}):  # fmt: skip
+        assert len(find(broker, query(**keys))[1]) == 1, keys
+    assert len(find(broker, query({"ScheduledProcedureStepID": " S1ACC001"}))[1]) == 1
+
+
+def test_a_key_inside_an_item_that_has_no_value_comes_back_empty(broker):
+    """conformance.md 1.3, 8: never omitted"""
+    broker.place(order())
+    asked = query({"ScheduledProtocolCodeSequence": [code("CodeValue", "CodingSchemeVersion")]})
+    asked.RequestedProcedureCodeSequence = [code("CodeValue", "CodingSchemeVersion", "CodeMeaning")]
+    statuses, (item,), _ = find(broker, asked)
+    assert statuses == [0xFF00, 0x0000]
+    for found in (
+        item.RequestedProcedureCodeSequence[0],
+        item.ScheduledProcedureStepSequence[0].ScheduledProtocolCodeSequence[0],
+    ):
+        assert found.CodeValue
+        assert found["CodingSchemeVersion"].VM == 0
+        assert "CodingSchemeDesignator" not in found, "not asked for"
+
+
+def code(*keywords: str) -> Dataset:
+    made = Dataset()
+    for keyword in keywords:
+        setattr(made, keyword, "")
+    return made
+
+
+def test_the_offset_from_utc_is_that_of_the_day_of_the_exam(broker):
+    """(0008,0201): asked for in winter, an exam in July has summer time."""
+    broker.settings.site.timezone = "America/New_York"
+    broker.restart()
+    slots(broker, dt.datetime(2035, 1, 5, 9, 30, tzinfo=TOKYO), dt.datetime(2035, 7, 5, 9, 30, tzinfo=TOKYO))
+    _, items, _ = find(broker, query(TimezoneOffsetFromUTC="+0900", AccessionNumber=""))
+    assert {item.AccessionNumber: item.TimezoneOffsetFromUTC for item in items} == {"T0": "-0500", "T1": "-0400"}
 
 
 @pytest.mark.parametrize(
@@ -246,13 +423,25 @@ def test_the_keys_that_a_barcode_gives_find_the_one_step(broker):
     assert len(find(broker, query({"ScheduledStationAETitle": "MR1"}))[1]) == 0
 
 
-def test_a_cancel_ends_the_answers_and_the_next_query_works(broker):
+def test_a_cancel_ends_the_answers_and_the_next_query_works(broker, monkeypatch):
     """MWL-27"""
+    monkeypatch.setattr(association, "CANCEL_SECONDS", 10)  # for a device that the test machine lets wait
     for n in range(50):
         broker.place(order(f"C{n:03}"))
     said = findscu(broker, "--cancel", "3", "-k", "PatientName", "-k", "ScheduledProcedureStepSequence[0].Modality")
-    assert "Cancel" in said or said.count("Find Response") >= 3
-    assert len(find(broker, query(PatientName=""))[1]) == 50
+    assert "Received Final Find Response (Cancel: MatchingTerminatedDueToCancelRequest)" in said, said
+    assert said.count("(Pending)") == association.FIRST_ANSWERS
+    connection = connect(broker)
+    statuses = []
+    for status, _ in connection.send_c_find(query(PatientName=""), ModalityWorklistInformationFind):
+        statuses.append(status.Status)
+        if len(statuses) == 3:
+            connection.send_c_cancel(1, query_model=ModalityWorklistInformationFind)
+    assert statuses == [0xFF00] * association.FIRST_ANSWERS + [0xFE00]
+    monkeypatch.undo()
+    again = list(connection.send_c_find(query(PatientName=""), ModalityWorklistInformationFind))
+    assert [status.Status for status, _ in again] == [0xFF00] * 50 + [0x0000]
+    connection.release()
 
 
 def test_over_the_cap_the_scanner_is_told_and_nothing_is_cut_silently(broker):
