@@ -9,7 +9,6 @@ from sqlmodel import Session, col, select
 from broker.config import Site
 from broker.dicom.tree import Tree
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
-from broker.model.patients import PatientIdentifier
 from broker.model.site import Node
 from broker.mpps import rules
 from broker.mpps.rules import items, text
@@ -19,12 +18,12 @@ from broker.mwl.items import LIVE
 
 @dataclass(frozen=True)
 class Defaults:
-    """How identifiers of this device are read: their issuer where it names none (the node's, else the site's), and the
-    digits to which the site's Patient IDs are padded."""
+    """How identifiers of a device are read that name no issuer. patient_id_issuer: its node's, empty where the site's
+    counts. accession_issuer: its node's, else the site's."""
 
+    site: Site
     patient_id_issuer: str
     accession_issuer: str
-    patient_id_digits: int
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,7 @@ class Found:
 
 def defaults(session: Session, source_ae: str, site: Site) -> Defaults:
     node = session.exec(select(Node).where(Node.ae_title == source_ae)).first() or Node(ae_title=source_ae)
-    return Defaults(
-        node.patient_id_issuer or site.patient_id_issuer,
-        node.accession_issuer or site.accession_issuer,
-        site.patient_id_pad_to,
-    )
+    return Defaults(site, node.patient_id_issuer, node.accession_issuer or site.accession_issuer)
 
 
 def find(session: Session, dataset: Tree, by_default: Defaults) -> Found:
@@ -57,45 +52,38 @@ def find(session: Session, dataset: Tree, by_default: Defaults) -> Found:
 
 
 def same_patient(session: Session, dataset: Tree, order: ImagingOrder, by_default: Defaults) -> bool:
-    """Whether the performed step names the order's patient, merges followed. Without any issuer an ID names a patient
-    only if it exists under one issuer (reconciliation.md 3.3); without an ID nobody is named."""
-    value = text(dataset, rules.PATIENT_ID)
-    if value.isdecimal():
-        value = value.zfill(by_default.patient_id_digits)
-    issuer = text(dataset, rules.PATIENT_ID_ISSUER) or by_default.patient_id_issuer
-    query = select(PatientIdentifier).where(PatientIdentifier.value == value)
-    if issuer:
-        query = query.where(PatientIdentifier.issuer == issuer)
-    named = session.exec(query).all() if value else []
-    return len(named) == 1 and identity.survivor(session, named[0].patient_pk).pk == order.patient_pk
+    """Whether the performed step names the order's patient, and nobody else."""
+    value, issuer = text(dataset, rules.PATIENT_ID), text(dataset, rules.PATIENT_ID_ISSUER)
+    whom = identity.named(session, value, issuer, by_default.site, by_default.patient_id_issuer)
+    return whom.patients == (order.patient_pk,)
 
 
 def _match(session: Session, item: Tree, dataset: Tree, by_default: Defaults) -> tuple[int, Sequence[ScheduledStep]]:
-    """(rule, steps). In the group case the Study UID may be new; the Referenced Study Sequence has the order's."""
+    """(rule, steps). Whatever the item states holds for its steps, or it has none: a case costs a look, a step that
+    leaves the worklist undone costs the exam. SPS ID and Requested Procedure ID are type 2, so either may stand alone;
+    an SPS ID names one step, and one that the device made up names none."""
+    # In the group case the Study UID may be new; the Referenced Study Sequence has the order's.
     references = (text(one, rules.REFERENCED_INSTANCE) for one in items(item, rules.REFERENCED_STUDIES))
-    studies = [uid for uid in (text(item, rules.STUDY_UID), *references) if uid]
-    sps_id, procedure_id = text(item, rules.SPS_ID), text(item, rules.PROCEDURE_ID)
-    accession = text(item, rules.ACCESSION)
-    by_study = col(RequestedProcedure.study_instance_uid).in_(studies)
-    by_accession = col(ImagingOrder.accession_number) == accession
-    if sps_id and procedure_id:
-        by_ids = (col(ScheduledStep.sps_id) == sps_id) & (
-            col(RequestedProcedure.requested_procedure_id) == procedure_id
-        )
-        if found := _steps(session, by_ids, by_study):
-            return 1, found
-        # Neither id is unique in itself: they name a step where there is one only, and with the stated accession.
-        if len(found := _steps(session, by_ids, *([by_accession] if accession else []))) == 1:
-            return 2, found
-    modality = text(dataset, rules.MODALITY)
-    if accession and (found := _steps(session, by_study, by_accession)):
-        return 3, _of_modality(found, modality)
-    if found := _steps(session, by_study):
-        return 4, _of_modality(found, modality)
-    if accession:
-        found = _of_accession(session, item, dataset, by_accession, by_default)
-        return 5, _of_modality(found, modality)
-    return 6, ()
+    by_study = col(RequestedProcedure.study_instance_uid).in_([text(item, rules.STUDY_UID), *references])
+    sps_id, procedure_id, accession = (text(item, tag) for tag in (rules.SPS_ID, rules.PROCEDURE_ID, rules.ACCESSION))
+    by_ids = [col(ScheduledStep.sps_id) == sps_id] if sps_id else []
+    by_ids += [col(RequestedProcedure.requested_procedure_id) == procedure_id] if procedure_id else []
+    by_accession = [col(ImagingOrder.accession_number) == accession] if accession else []
+    # A number that no order has was mistyped, and the Study UID counts without it; another order's contradicts.
+    is_known = bool(accession and _steps(session, *by_accession))
+    # The items of a group may share the Study UID of the first; a single item that names another study contradicts.
+    may_be_elsewhere = len(items(dataset, rules.SCHEDULED_STEPS)) > 1 or not _steps(session, by_study)
+
+    rule, found = 6, _steps(session, by_study, *by_ids, *(by_accession if is_known else []))
+    if found:
+        rule = 1 if len(by_ids) == 2 else 3 if is_known else 4
+    elif may_be_elsewhere and len(by_ids) == 2 and len(named := _steps(session, *by_ids, *by_accession)) == 1:
+        rule, found = 2, named  # neither id is unique in itself
+    elif may_be_elsewhere and is_known:
+        rule, found = 5, _of_accession(session, item, dataset, [*by_ids, *by_accession], by_default)
+    if sps_id:
+        return rule, found if len(found) == 1 else ()
+    return rule, _of_modality(found, text(dataset, rules.MODALITY))
 
 
 def _steps(session: Session, *conditions: ColumnElement[bool]) -> Sequence[ScheduledStep]:
@@ -109,19 +97,20 @@ def _steps(session: Session, *conditions: ColumnElement[bool]) -> Sequence[Sched
 
 
 def _of_accession(
-    session: Session, item: Tree, dataset: Tree, by_accession: ColumnElement[bool], by_default: Defaults
+    session: Session, item: Tree, dataset: Tree, stated: Sequence[ColumnElement[bool]], by_default: Defaults
 ) -> Sequence[ScheduledStep]:
-    """Steps of the one order with that accession number whose patient is the one that was examined."""
-    stated = [text(one, rules.LOCAL_ENTITY) for one in items(item, rules.ACCESSION_ISSUER)]
-    issuer = next(filter(None, stated), by_default.accession_issuer)
-    orders = session.exec(select(ImagingOrder).where(by_accession)).all()
-    if issuer:
-        orders = [order for order in orders if order.accession_issuer == issuer]
-    own = [order for order in orders if same_patient(session, dataset, order, by_default)]
-    return _steps(session, col(ScheduledStep.order_pk) == own[0].pk) if len(own) == 1 else ()
+    """Those of the one order with that accession number whose patient is the one that was examined."""
+    issuers = [text(one, rules.LOCAL_ENTITY) for one in items(item, rules.ACCESSION_ISSUER)]
+    issuer = next(filter(None, issuers), by_default.accession_issuer)
+    steps = _steps(session, *stated, *([col(ImagingOrder.accession_issuer) == issuer] if issuer else []))
+    orders = [session.get_one(ImagingOrder, pk) for pk in sorted({step.order_pk for step in steps})]
+    own = [order.pk for order in orders if same_patient(session, dataset, order, by_default)]
+    return [step for step in steps if step.order_pk in own] if len(own) == 1 else ()
 
 
 def _of_modality(steps: Sequence[ScheduledStep], modality: str) -> Sequence[ScheduledStep]:
-    """Without an SPS ID the device means what of the study is made on its kind of machine, and not yet done."""
-    steps = [step for step in steps if step.modality == modality] or steps
+    """Without an SPS ID the device means what of the study is made on its kind of machine, and not yet done. Steps of
+    several kinds of which none is its own: it may mean any."""
+    if len({step.modality for step in steps}) > 1:
+        steps = [step for step in steps if step.modality == modality]
     return [step for step in steps if step.status in LIVE] or steps

@@ -1,9 +1,12 @@
 """What a modality may say about a performed step, and what it means (PS3.4 Table F.7.2-1, conformance.md 2.3, 2.4)."""
 
+import datetime as dt
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from broker import ids
 from broker.dicom.tree import CHARSET, Tree, vr_of
 from broker.errors import EmptyField, InvalidValue, MissingField, WrongState
 
@@ -36,8 +39,9 @@ REFERENCE = (Attribute(REFERENCED_CLASS, 1), Attribute(REFERENCED_INSTANCE, 1))
 SCHEDULED_STEP = (
     Attribute(STUDY_UID, 1), Attribute(REFERENCED_STUDIES, 2, items=REFERENCE), Attribute(ACCESSION, 2),
     Attribute(PROCEDURE_ID, 2), Attribute(0x00321060, 2), Attribute(SPS_ID, 2), Attribute(0x00400007, 2),
-    Attribute(0x00400008, 2),
+    Attribute(0x00400008, 2), Attribute(ACCESSION_ISSUER, 3, items=(Attribute(LOCAL_ENTITY, 3),)),
 )  # fmt: skip
+CODE = (Attribute(CODE_VALUE, 3), Attribute(CODE_SCHEME, 3), Attribute(CODE_MEANING, 3))
 SERIES = (
     Attribute(0x00081050, 2), Attribute(0x00081070, 2), Attribute(0x00181030, 1), Attribute(SERIES_UID, 1),
     Attribute(0x0008103E, 2), Attribute(0x00080054, 2), Attribute(REFERENCED_IMAGES, 2, items=REFERENCE),
@@ -57,13 +61,24 @@ TABLE = (
     Attribute(0x00400254, 2, settable=True), Attribute(0x00400255, 2, settable=True),
     Attribute(0x00081032, 2, settable=True), Attribute(0x00401012, 3, settable=True),
     Attribute(END_DATE, 2, settable=True), Attribute(END_TIME, 2, settable=True),
-    Attribute(0x00400280, 3, settable=True), Attribute(REASON, 3, settable=True),
+    Attribute(0x00400280, 3, settable=True), Attribute(REASON, 3, settable=True, items=CODE),
     # images
     Attribute(MODALITY, 1), Attribute(0x00200010, 2), Attribute(0x00400260, 2, settable=True),
     Attribute(PERFORMED_SERIES, 2, settable=True, items=SERIES),
 )  # fmt: skip
 KNOWN = {attribute.tag: attribute for attribute in TABLE}
 FINAL_TYPE_1 = (END_DATE, END_TIME, PERFORMED_SERIES)
+# What we act on must be what its VR says (PS3.5 6.2, 9.1); the rest, a birth date for one, is kept as it was said.
+ACTED_ON = frozenset(
+    {
+        STATUS, START_DATE, START_TIME, END_DATE, END_TIME, STUDY_UID, SERIES_UID, REFERENCED_INSTANCE, ACCESSION,
+        PROCEDURE_ID, SPS_ID, LOCAL_ENTITY, PATIENT_ID, PATIENT_ID_ISSUER, MODALITY, STATION_AE, STATION_NAME,
+        CODE_VALUE, CODE_SCHEME, CODE_MEANING,
+    }
+)  # fmt: skip
+DATE, OLD_DATE = re.compile(r"[0-9]{8}"), re.compile(r"[0-9]{4}\.[0-9]{2}\.[0-9]{2}")
+TIME = re.compile(r"([01][0-9]|2[0-3])([0-5][0-9](([0-5][0-9]|60)(\.[0-9]{1,6})?)?)?")
+OLD_TIME = re.compile(r"[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]+)?)?")
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,8 @@ class Change:
 
 
 def check_create(said: Tree, *, strict: bool) -> Tree:
-    """The data set of a new performed step: text without its character sets, absent type 2 as empty.
+    """The data set of a new performed step: text without its character sets, absent type 2 as empty. Not strict: dates
+    and times may have the forms of ACR-NEMA.
 
     Raises InvalidValue (0106), MissingField (0120), EmptyField (0121), each with the attributes. Attributes that no
     table knows are kept."""
@@ -86,7 +102,7 @@ def check_create(said: Tree, *, strict: bool) -> Tree:
     if text(dataset, STATUS) not in ("", IN_PROGRESS):
         # PS3.4 F.7.2.1.3: a performed step is born IN PROGRESS, whatever the modality wants.
         raise InvalidValue("(0040,0252)", "must be IN PROGRESS in N-CREATE", tags=(STATUS,))
-    _refuse_wrong_kinds(dataset, TABLE)
+    _refuse_malformed(dataset, TABLE, strict=strict)
     if absent := _absent(dataset, TABLE, 2 if strict else 1):
         raise MissingField(names(absent), tags=absent)
     if empty := _empty(dataset, TABLE):
@@ -101,7 +117,7 @@ def check_set(stored: Tree, status: str, said: Tree, *, strict: bool) -> Change:
     if status in FINAL:
         raise WrongState("", "Performed Procedure Step Object may no longer be updated")
     changes = without_charsets(said)
-    _refuse_wrong_kinds(changes, [KNOWN[tag] for tag in changes if tag in KNOWN])
+    _refuse_malformed(changes, [KNOWN[tag] for tag in changes if tag in KNOWN and KNOWN[tag].settable], strict=strict)
     new_status = text(changes, STATUS) if STATUS in changes else status
     if new_status not in EVENTS:
         raise InvalidValue("(0040,0252)", "must be IN PROGRESS, COMPLETED or DISCONTINUED", tags=(STATUS,))
@@ -181,23 +197,65 @@ def names(tags: Iterable[int]) -> str:
     return " ".join(f"({tag >> 16:04X},{tag & 0xFFFF:04X})" for tag in tags)
 
 
+def moment(dataset: Tree, date: int, time: int) -> tuple[str, str] | None:
+    """DA and TM as PS3.5 has them now; None where one of them is not said: half a moment is none."""
+    day, hour = _present_form(text(dataset, date)), _present_form(text(dataset, time))
+    return (day, hour) if day and hour else None
+
+
 def without_charsets(dataset: Tree) -> Tree:
-    """(0008,0005) holds for the request that carried it; what is stored is Unicode."""
+    """(0008,0005) holds for the request that carried it, and group lengths (PS3.5 7.2) for its bytes; what is stored is
+    Unicode, and a data set of its own."""
     return {
         tag: (vr, [without_charsets(item) for item in value] if isinstance(value, list) else value)
         for tag, (vr, value) in dataset.items()
-        if tag != CHARSET
+        if tag != CHARSET and tag & 0xFFFF
     }
 
 
-def _refuse_wrong_kinds(dataset: Tree, table: Sequence[Attribute]) -> None:
-    """A sequence where text belongs, or the other way round."""
+def _refuse_malformed(dataset: Tree, table: Sequence[Attribute], *, strict: bool) -> None:
+    if tags := _malformed(dataset, table, strict):
+        raise InvalidValue(names(tags), "malformed", tags=tags)
+
+
+def _malformed(dataset: Tree, table: Sequence[Attribute], strict: bool) -> tuple[int, ...]:
+    """A sequence where text belongs, or the other way round; of what we act on, whatever its VR cannot hold. Also in
+    items."""
+    found: list[int] = []
     for attribute in table:
-        value = dataset.get(attribute.tag, ("", None))[1]
-        if value and isinstance(value, list) != (vr_of(attribute.tag) == "SQ"):
-            raise InvalidValue(names([attribute.tag]), "has the wrong value representation", tags=(attribute.tag,))
+        value, vr = dataset.get(attribute.tag, ("", ""))[1], vr_of(attribute.tag)
+        fits = isinstance(value, list) == (vr == "SQ") and (attribute.tag not in ACTED_ON or _fits(value, vr, strict))
+        if value and not fits:
+            found.append(attribute.tag)
         for item in items(dataset, attribute.tag):
-            _refuse_wrong_kinds(item, attribute.items)
+            found += _malformed(item, attribute.items, strict)
+    return tuple(dict.fromkeys(found))
+
+
+def _fits(value: object, vr: str, strict: bool) -> bool:
+    """NUL stands inside where a device wrote past the end of its text; PostgreSQL cannot keep it."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    if vr == "UI":
+        return ids.valid_uid(value.strip())
+    if vr not in ("DA", "TM"):
+        return True
+    plain = value.strip() if strict else _present_form(value.strip())
+    return _is_date(plain) if vr == "DA" else TIME.fullmatch(plain) is not None
+
+
+def _is_date(value: str) -> bool:
+    try:
+        return DATE.fullmatch(value) is not None and bool(dt.date.fromisoformat(value))
+    except ValueError:
+        return False
+
+
+def _present_form(value: str) -> str:
+    """The forms of ACR-NEMA 300, 1970.01.01 and 09:30:00, without their separators (PS3.5 6.2)."""
+    if OLD_DATE.fullmatch(value):
+        return value.replace(".", "")
+    return value.replace(":", "") if OLD_TIME.fullmatch(value) else value
 
 
 def _absent(dataset: Tree, table: Sequence[Attribute], type_max: int) -> tuple[int, ...]:
@@ -238,7 +296,7 @@ def _nothing(tag: int) -> tuple[str, str | bytes | list[Tree]]:
 
 
 def _bare(value: "str | bytes | list[Tree]") -> object:
-    """For comparison: without empty elements, which a device may send or leave out."""
+    """For comparison: without empty elements, which a device may send or leave out. None where nothing is said."""
     if isinstance(value, list):
-        return [{tag: _bare(inner) for tag, (_, inner) in item.items() if inner} for item in value]
-    return value
+        return [{tag: _bare(inner) for tag, (_, inner) in item.items() if inner} for item in value] or None
+    return value or None

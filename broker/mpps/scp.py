@@ -3,12 +3,14 @@
 import hashlib
 from collections.abc import Iterable
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from broker import clock, db, log
 from broker.config import Settings
 from broker.dicom import tree
 from broker.dicom.service import N_CREATE_RQ, N_GET_RQ, N_SET_RQ, Offer, Request, Response
 from broker.dicom.verification import UNCOMPRESSED
-from broker.errors import InvalidValue, Unreadable, WrongState
+from broker.errors import DatabaseAway, InvalidValue, Unreadable, WrongState
 from broker.mpps import service
 
 MPPS, MPPS_RETRIEVE = "1.2.840.10008.3.1.2.3.3", "1.2.840.10008.3.1.2.3.4"
@@ -27,8 +29,11 @@ class MppsService:
         verb = {N_CREATE_RQ: self._create, N_SET_RQ: self._set, N_GET_RQ: self._get}[request.command.field]
         try:
             return (verb(request),)
-        except WrongState as error:
-            return (Response(PROCESSING_FAILURE, comment=error.text, error_id=NO_LONGER_UPDATED),)
+        except SQLAlchemyError as error:
+            if not db.is_away(error):
+                raise
+            log.get().error("mpps.database", ae=request.peer.ae_title, kind=type(error).__name__)
+            raise DatabaseAway("") from None  # 0213 (conformance.md 2.4)
 
     def _create(self, request: Request) -> Response:
         given = request.command.sop_instance
@@ -41,11 +46,14 @@ class MppsService:
         return Response(SUCCESS, sop_instance=uid)
 
     def _set(self, request: Request) -> Response:
-        ignored = db.run(
-            service.update, request.command.sop_instance, self._read(request), source_ae=request.peer.ae_title,
-            digest=hashlib.sha256(request.dataset).hexdigest(), strict=self._strict(request), settings=self.settings,
-            now=clock.now(),
-        )  # fmt: skip
+        try:
+            ignored = db.run(
+                service.update, request.command.sop_instance, self._read(request), source_ae=request.peer.ae_title,
+                digest=hashlib.sha256(request.dataset).hexdigest(), strict=self._strict(request),
+                settings=self.settings, now=clock.now(),
+            )  # fmt: skip
+        except WrongState as error:
+            return Response(PROCESSING_FAILURE, comment=error.text, error_id=NO_LONGER_UPDATED)
         return Response(IGNORED_ATTRIBUTES if ignored else SUCCESS, attributes=ignored)
 
     def _get(self, request: Request) -> Response:

@@ -10,12 +10,13 @@ from broker import audit, casebook, clock, db, ids, outbox
 from broker.config import Settings
 from broker.dicom import tree
 from broker.dicom.tree import EXPLICIT_LE, Tree
-from broker.errors import DuplicateKey, InvalidInstance, InvalidValue, UnknownKey
+from broker.errors import DuplicateKey, InvalidInstance, InvalidValue, NotAllowed, UnknownKey
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.patients import Patient
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
+from broker.model.site import Node
 from broker.mpps import link, rules
-from broker.mwl import orders
+from broker.mwl import items, orders
 from broker.states import PERFORMED, STEP, advance, can
 
 UNICODE = "ISO_IR 192"
@@ -34,6 +35,8 @@ def start(
     if not ids.valid_uid(uid):
         raise InvalidInstance("Affected SOP Instance UID")
     dataset = rules.check_create(said, strict=strict)
+    if len(rules.items(dataset, rules.SCHEDULED_STEPS)) > settings.limits.list_items_max:
+        raise InvalidValue("(0040,0270)", "more items than limits.list_items_max", tags=(rules.SCHEDULED_STEPS,))
     performed = PerformedStep(sop_instance_uid=uid, status=advance(PERFORMED, "", "create"), source_ae=source_ae)
     _describe(performed, dataset, settings.site.timezone)
     session.add(performed)
@@ -60,7 +63,8 @@ def update(
 ) -> tuple[int, ...]:  # fmt: skip
     """N-SET: all of it or nothing. The attributes that were ignored because no N-SET may change them.
 
-    digest: SHA-256 of the data set as received. Raises UnknownKey; WrongState once the step is final."""
+    digest: SHA-256 of the data set as received. Raises UnknownKey; NotAllowed for another machine than the one that
+    began it; WrongState once it is final."""
     steps = _locked_steps(session, uid)
     performed = session.exec(
         select(PerformedStep)
@@ -70,10 +74,12 @@ def update(
     ).first()
     if performed is None:
         raise UnknownKey("Requested SOP Instance UID")
+    if not _is_same_machine(session, source_ae, performed.source_ae):
+        raise NotAllowed("Requested SOP Instance UID", "another machine began this step")
     if settings.mpps.final_retry_ok and performed.final_digest == digest:
         return ()
     change = rules.check_set(_stored(performed, settings), performed.status, said, strict=strict)
-    dataset = change.dataset | _end(change.missing, now, settings.site.timezone)
+    dataset = change.dataset | _end(change.missing, performed.started_at, now, settings.site.timezone)
     before, performed.status = performed.status, advance(PERFORMED, performed.status, change.event)
     if performed.status in rules.FINAL:
         performed.final_digest = digest
@@ -102,6 +108,20 @@ def get(session: Session, uid: str, tags: Collection[int], *, settings: Settings
     return rules.select(_stored(performed, settings), tags)
 
 
+def _is_same_machine(session: Session, ae_title: str, other: str) -> bool:
+    """Only the modality moves its performed step (conformance.md 2.2), under any of the AE titles that are one device:
+    by the site's word, else by host or station name (reconciliation.md 3.3)."""
+    if ae_title == other:
+        return True
+    nodes = session.exec(select(Node).where(col(Node.ae_title).in_((ae_title, other)))).all()
+    if len(nodes) < 2:
+        return False
+    a, b = nodes
+    if a.device and b.device:
+        return a.device == b.device
+    return a.host == b.host != "" or bool(set(a.station_names) & set(b.station_names))
+
+
 # The scheduled steps
 
 
@@ -122,7 +142,7 @@ def _begin(
             )
         )
         if starts:
-            orders.move_step(session, step, "start", now=now, actor=performed.source_ae, cause="MPPS N-CREATE")
+            _move(session, step, "start", now=now, actor=performed.source_ae, cause="MPPS N-CREATE")
         else:
             (closed if is_his else strangers).append(step)
         outbox.touch(session, step.order_pk)
@@ -148,7 +168,16 @@ def _follow(session: Session, step: ScheduledStep, actor: str, *, now: dt.dateti
     ).all()
     event = rules.step_event((part.status, is_wrong_entry(part)) for part in parts)
     if event and can(STEP, step.status, event):
-        orders.move_step(session, step, event, now=now, actor=actor, cause="MPPS N-SET")
+        _move(session, step, event, now=now, actor=actor, cause="MPPS N-SET")
+
+
+def _move(session: Session, step: ScheduledStep, event: str, *, now: dt.datetime, actor: str, cause: str) -> None:
+    """The item of an ended step was not encoded again since: it must not come back with an old name."""
+    was_ended = step.status not in items.LIVE
+    orders.move_step(session, step, event, now=now, actor=actor, cause=cause)
+    if was_ended and step.status in items.LIVE:
+        session.flush()
+        items.rebuild(session, step.order_pk, now=now)
 
 
 def is_wrong_entry(performed: PerformedStep) -> bool:
@@ -233,14 +262,16 @@ def _describe(performed: PerformedStep, dataset: Tree, zone: str) -> None:
 
 
 def _moment(dataset: Tree, date: int, time: int, zone: str) -> dt.datetime | None:
-    return clock.aware(rules.text(dataset, date), rules.text(dataset, time), zone)
+    said = rules.moment(dataset, date, time)
+    return clock.aware(*said, zone) if said else None
 
 
-def _end(missing: Collection[int], now: dt.datetime, zone: str) -> Tree:
-    """The end that a device did not tell is the receipt of its last word (conformance.md 2.4)."""
-    date, time = clock.local(now, zone)
+def _end(missing: Collection[int], started_at: dt.datetime | None, now: dt.datetime, zone: str) -> Tree:
+    """The end that a device did not tell is the receipt of its last word (conformance.md 2.4); with a clock that is
+    ahead, its start. Half an end that it told is left as it is: with the receipt it would be a third moment."""
+    date, time = clock.local(max(now, started_at or now), zone)
     said: Tree = {rules.END_DATE: ("DA", date), rules.END_TIME: ("TM", time)}
-    return {tag: element for tag, element in said.items() if tag in missing}
+    return said if said.keys() <= set(missing) else {}
 
 
 def _flags(status: str, dataset: Tree, missing: Collection[int]) -> list[str]:
@@ -260,10 +291,12 @@ def _replace_series(session: Session, performed: PerformedStep, dataset: Tree) -
 
 
 def read(data: bytes, transfer_syntax: str, settings: Settings) -> Tree:
-    """A data set of a device, or a stored one: larger than a query, for it names every image of the exam."""
+    """A data set of a device: larger than a query, for it names every image of the exam."""
     limits = settings.limits
     return tree.read(data, transfer_syntax, limits.model_copy(update={"header_elements_max": limits.mpps_elements_max}))
 
 
 def _stored(performed: PerformedStep, settings: Settings) -> Tree:
-    return rules.without_charsets(read(performed.dataset, EXPLICIT_LE, settings))
+    """What was taken is read whatever it has grown to: no data set has more elements than bytes."""
+    limits = settings.limits.model_copy(update={"header_elements_max": len(performed.dataset)})
+    return rules.without_charsets(tree.read(performed.dataset, EXPLICIT_LE, limits))

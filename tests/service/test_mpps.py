@@ -5,13 +5,23 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlmodel import SQLModel, select
+from sqlmodel import Session, SQLModel, select
 
 from broker import clock, db, ids
 from broker.archive import status
 from broker.config import Settings
-from broker.dicom.tree import Tree
-from broker.errors import BrokerError, DuplicateKey, EmptyField, InvalidInstance, UnknownKey, WrongState
+from broker.dicom import tree
+from broker.dicom.tree import EXPLICIT_LE, Tree
+from broker.errors import (
+    BrokerError,
+    DuplicateKey,
+    EmptyField,
+    InvalidInstance,
+    InvalidValue,
+    NotAllowed,
+    UnknownKey,
+    WrongState,
+)
 from broker.model.images import ReconciliationCase
 from broker.model.orders import ScheduledStep
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
@@ -21,7 +31,7 @@ from broker.model.work import AuditEvent
 from broker.mpps import rules, service
 from broker.mwl import orders, patients
 from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, PersonCommand, ProcedureCommand, StepCommand
-from tests.performed import DESCRIPTION, created, final, gave_up, scheduled, series
+from tests.performed import DESCRIPTION, PROTOCOL_NAME, created, final, gave_up, scheduled, series
 
 pytestmark = pytest.mark.usefixtures("database")
 YAMADA = PersonCommand((Identifier("0012345", "HOSP"),), "YAMADA^TARO=山田^太郎", "19700101", "M")
@@ -41,11 +51,16 @@ class Room:
         self.settings = Settings()
         self.strict = False
 
-    def place(self, accession: str = "ACC1", person: PersonCommand = YAMADA, *, steps: int = 1, control: str = "NW"):
+    def place(
+        self, accession: str = "ACC1", person: PersonCommand = YAMADA, *, steps: tuple[str, ...] = ("CT",),
+        control: str = "NW",
+    ):  # fmt: skip
+        """steps: the modality of each."""
         procedure = ProcedureCommand(
             requested_procedure_id=f"R{accession}", study_instance_uid=self.study(accession),
             steps=tuple(
-                StepCommand(f"S{n + 1}{accession}", "CT", ("CT1",), "20351201", "093000", "plain") for n in range(steps)
+                StepCommand(f"S{n + 1}{accession}", modality, ("CT1",), "20351201", "093000", "plain")
+                for n, modality in enumerate(steps)
             ),
         )  # fmt: skip
         command = OrderCommand(control, accession, "RIS", "ROUTINE", person, (procedure,), at=clock.now())
@@ -69,9 +84,9 @@ class Room:
             service.start, uid, said, source_ae="CT1", strict=self.strict, settings=self.settings, now=clock.now()
         )
 
-    def set(self, said: Tree, uid: str = "1.2.7", digest: str = "d1") -> tuple[int, ...]:
+    def set(self, said: Tree, uid: str = "1.2.7", digest: str = "d1", ae: str = "CT1") -> tuple[int, ...]:
         return db.run(
-            service.update, uid, said, digest=digest, source_ae="CT1", strict=self.strict, settings=self.settings,
+            service.update, uid, said, digest=digest, source_ae=ae, strict=self.strict, settings=self.settings,
             now=clock.now(),
         )  # fmt: skip
 
@@ -188,6 +203,32 @@ def test_a_final_state_without_an_end_ends_at_its_receipt_and_is_marked_elsewher
     assert room.steps() == ["COMPLETED"]
 
 
+@pytest.mark.parametrize("half", [rules.END_DATE, rules.END_TIME])
+def test_half_an_end_is_none(room, half):
+    """Put together with the receipt it would be a third moment, often before the start."""
+    room.place()
+    room.start(room.item())
+    room.set({tag: element for tag, element in final().items() if tag != half})
+    (performed,) = rows(PerformedStep)
+    assert (performed.status, performed.flags, performed.ended_at) == ("COMPLETED", ["incomplete_final"], None)
+    assert room.get(half)[half][1] == ""
+    assert room.steps() == ["COMPLETED"]
+
+
+def test_an_exam_of_a_clock_that_is_ahead_does_not_end_before_it_began(room):
+    room.place()
+    room.start(room.item(), t00400244=("DA", "20991201"))
+    room.set({rules.STATUS: ("CS", COMPLETED)})
+    (performed,) = rows(PerformedStep)
+    assert performed.ended_at == performed.started_at
+
+
+def test_an_end_date_alone_is_no_end_while_the_exam_goes_on(room):
+    room.place()
+    room.start(room.item(), t00400250=("DA", "20251201"))
+    assert rows(PerformedStep)[0].ended_at is None
+
+
 def test_a_series_without_images_is_taken_and_marked(room):
     """MPP-11"""
     room.place()
@@ -261,6 +302,13 @@ def test_one_report_for_two_orders_moves_both_under_a_study_of_its_own(room):
     assert room.steps() == ["COMPLETED", "COMPLETED"]
 
 
+def test_a_report_for_more_items_than_any_exam_has_is_refused(room):
+    room.settings.limits.list_items_max = 2
+    with pytest.raises(InvalidValue) as refused:
+        room.start(*[room.item()] * 3)
+    assert (refused.value.wire.dimse_n, refused.value.tags) == (0x0106, (rules.SCHEDULED_STEPS,))
+
+
 def test_a_step_of_two_reports_is_complete_with_the_last_of_them(room):
     room.place()
     room.start(room.item(), uid="1.2.7")
@@ -319,6 +367,17 @@ def test_a_device_may_have_an_issuer_of_its_own_and_the_site_a_width(room):
     assert room.steps() == ["STARTED"]
 
 
+def test_a_number_counts_as_it_is_registered_and_as_the_site_pads_it(room):
+    room.settings.site.patient_id_pad_to = 10
+    short = PersonCommand((Identifier("12345", "HOSP"),), "YAMADA^TARO", "19700101", "M")
+    room.place("ACC1", short)
+    room.start(room.item("ACC1"), person="12345")
+    assert room.steps() == ["STARTED"]
+    room.place("ACC2", PersonCommand((Identifier("0000012345", "HOSP"),), "SATO^HANAKO", "19850315", "F"))
+    room.start(room.item("ACC2"), uid="1.2.8", person="12345")  # now it means two
+    assert room.steps() == ["STARTED", "SCHEDULED"]
+
+
 def test_a_merged_patient_is_known_by_either_number(room):
     room.place()
     merge = PatientCommand("merge", SATO, Identifier("0012345", "HOSP"), cause="ADT^A40")
@@ -359,6 +418,86 @@ def test_keys_that_contradict_or_are_too_few_make_no_link(room, keys):
     room.place()
     room.start(scheduled("1.2.3.66", **keys))
     assert (room.links(), room.cases()) == ([], [("mpps_unscheduled", "amber")])
+
+
+@pytest.mark.parametrize(
+    ("rule", "keys", "steps"),
+    [
+        (3, {"study_uid": "own", "accession": "ACC1", "sps_id": "S2ACC1"}, ["SCHEDULED", "STARTED"]),
+        (4, {"study_uid": "own", "sps_id": "S1ACC1"}, ["STARTED", "SCHEDULED"]),
+        (4, {"study_uid": "own", "accession": "TYPED", "sps_id": "S1ACC1"}, ["STARTED", "SCHEDULED"]),
+        (4, {"study_uid": "own", "procedure_id": "RACC1"}, ["STARTED", "STARTED"]),
+        (5, {"study_uid": "1.2.3.66", "accession": "ACC1", "sps_id": "S2ACC1"}, ["SCHEDULED", "STARTED"]),
+    ],
+)
+def test_an_id_that_stands_alone_narrows_the_rules_without_it(room, rule, keys, steps):
+    room.place(steps=("CT", "CT"))
+    room.start(own(room, keys))
+    assert ({rule for rule, _ in room.links()}, room.steps(), room.cases()) == ({rule}, steps, [])
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"study_uid": "own", "sps_id": "AUTO1"},
+        {"study_uid": "own", "procedure_id": "OTHER"},
+        {"study_uid": "own", "procedure_id": "OTHER", "sps_id": "S1ACC1"},
+        {"study_uid": "own", "accession": "ACC1", "procedure_id": "RACC1", "sps_id": "AUTO1"},
+        {"study_uid": "own", "accession": "ACC2"},
+        {"study_uid": "own", "accession": "ACC2", "procedure_id": "RACC1", "sps_id": "S1ACC1"},
+        {"study_uid": "own", "procedure_id": "RACC2", "sps_id": "S1ACC2"},
+        {"study_uid": "own", "accession": "ACC2", "sps_id": "S1ACC2"},
+        {"study_uid": "1.2.3.66", "accession": "ACC1", "sps_id": "AUTO1"},
+        {"study_uid": "1.2.3.66", "accession": "ACC1", "procedure_id": "OTHER"},
+    ],
+)
+def test_what_the_device_states_holds_for_the_step_or_there_is_none(room, keys):
+    room.place(steps=("CT", "CT"))
+    room.place("ACC2")
+    room.start(own(room, keys))
+    assert (room.links(), room.steps()) == ([], ["SCHEDULED"] * 3)
+    assert room.cases() == [("mpps_unscheduled", "amber")]
+
+
+def own(room: Room, keys: dict[str, str]) -> Tree:
+    return scheduled(**{**keys, "study_uid": room.study() if keys["study_uid"] == "own" else keys["study_uid"]})
+
+
+@pytest.mark.parametrize("keys", [{"procedure_id": "RACC2", "sps_id": "S1ACC2"}, {"accession": "ACC2"}])
+def test_the_items_of_a_group_may_share_the_study_of_the_first(room, keys):
+    room.place("ACC1")
+    room.place("ACC2")
+    room.start(room.item("ACC1"), scheduled(room.study("ACC1"), **keys))
+    assert (room.steps(), room.cases()) == (["STARTED", "STARTED"], [])
+
+
+def test_an_id_that_two_steps_have_names_neither(room):
+    room.place("ACC1")
+    both = ProcedureCommand(
+        requested_procedure_id="R2", study_instance_uid="1.2.3.88",
+        steps=(StepCommand("S1ACC1", "CT", ("CT1",), "20351201", "093000", "plain"),),
+    )  # fmt: skip
+    db.run(
+        orders.apply, OrderCommand("NW", "ACC1", "RIS", "ROUTINE", YAMADA, (both,), at=clock.now()), now=clock.now(),
+        actor="test", site=room.settings.site,
+    )  # fmt: skip
+    room.start(scheduled("1.2.3.66", accession="ACC1", sps_id="S1ACC1"))
+    assert (room.links(), room.steps()) == ([], ["SCHEDULED", "SCHEDULED"])
+
+
+@pytest.mark.parametrize(
+    ("steps", "modality", "started"),
+    [
+        (("CT", "MR"), "CT", ["STARTED", "SCHEDULED"]),
+        (("CT", "MR"), "US", ["SCHEDULED", "SCHEDULED"]),
+        (("CR", "CR"), "DX", ["STARTED", "STARTED"]),
+        (("CR",), "DX", ["STARTED"]),
+    ],
+)
+def test_a_study_without_an_sps_id_means_what_its_kind_of_machine_makes(room, steps, modality, started):
+    room.place(steps=steps)
+    room.start(scheduled(room.study()), t00080060=("CS", modality))
+    assert room.steps() == started
 
 
 def test_an_accession_number_alone_is_no_link_for_another_patient(room):
@@ -421,3 +560,160 @@ def test_parts_of_one_step_that_end_at_once_complete_it(room):
         for one in [pool.submit(end, uid) for uid in uids]:
             one.result()
     assert room.steps() == ["COMPLETED"]
+
+
+def test_of_two_last_words_at_once_one_counts(room):
+    room.place()
+    room.start(room.item())
+    gate = threading.Barrier(2)
+
+    def end(said: Tree, digest: str) -> str:
+        gate.wait()
+        try:
+            room.set(said, digest=digest)
+        except WrongState as error:
+            return type(error).__name__
+        return "done"
+
+    with ThreadPoolExecutor(2) as pool:
+        answers = [pool.submit(end, final(), "d1"), pool.submit(end, gave_up(), "d2")]
+    assert sorted(one.result() for one in answers) == ["WrongState", "done"]
+    assert room.steps() == [rows(PerformedStep)[0].status]
+    assert [e.detail["event"] for e in rows(AuditEvent) if e.action == "step.change"][1:] == [
+        "complete" if room.steps() == ["COMPLETED"] else "discontinue"
+    ]
+
+
+@pytest.mark.parametrize("_turn", range(5))
+def test_a_cancel_that_comes_with_the_first_report_is_before_it_or_after_it(room, _turn):
+    room.place(steps=("CT", "CT"))
+    gate = threading.Barrier(2)
+
+    def begin() -> None:
+        gate.wait()
+        room.start(room.item("ACC1", 1), room.item("ACC1", 2))
+
+    def cancel() -> None:
+        gate.wait()
+        room.place(steps=("CT", "CT"), control="CA")
+
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(begin), pool.submit(cancel)]:
+            one.result()
+    began = room.cases() == [("late_cancel", "amber")]
+    assert room.steps() == (["STARTED"] * 2 if began else ["CANCELED"] * 2)
+    assert room.links() == [(1, began)] * 2
+    assert began or room.cases() == [("mpps_closed_step", "amber")]
+
+
+@pytest.mark.parametrize("_turn", range(3))
+@pytest.mark.parametrize("keys", [{"study_uid": "own"}, {"study_uid": "1.2.3.66", "accession": "ACC1"}])
+def test_a_merge_that_comes_with_the_first_report_takes_nothing_from_it(room, keys, _turn):
+    room.place()
+    room.place("ACC2", SATO)
+    gate = threading.Barrier(2)
+
+    def begin() -> None:
+        gate.wait()
+        room.start(own(room, keys))
+
+    def merge() -> None:
+        gate.wait()
+        command = PatientCommand("merge", SATO, Identifier("0012345", "HOSP"), cause="ADT^A40")
+        db.run(patients.apply, command, now=clock.now(), actor="test")
+
+    with ThreadPoolExecutor(2) as pool:
+        for one in [pool.submit(begin), pool.submit(merge)]:
+            one.result()
+    room.set(final())
+    assert (room.steps(), room.cases()) == (["COMPLETED", "SCHEDULED"], [])
+
+
+def test_a_report_of_another_machine_changes_nothing(room):
+    """Only the modality moves its performed step (conformance.md 2.2)."""
+    room.place()
+    room.start(room.item())
+    with pytest.raises(NotAllowed) as refused:
+        room.set(final(), ae="CT2")
+    assert refused.value.wire.dimse_n == 0x0124
+    assert (rows(PerformedStep)[0].status, room.steps()) == ("IN PROGRESS", ["STARTED"])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "same"),
+    [
+        ({"device": "room 1"}, {"device": "room 1", "host": "10.0.0.2"}, True),
+        ({"device": "room 1"}, {"device": "room 2"}, False),
+        ({}, {}, True),
+        ({}, {"host": "10.0.0.2"}, False),
+        ({"station_names": ["CTA", "CTB"]}, {"host": "10.0.0.2", "station_names": ["CTB"]}, True),
+        ({"host": ""}, {"host": ""}, False),
+    ],
+)
+def test_ae_titles_that_the_site_groups_are_one_machine(room, first, second, same):
+    """Named as one device; else by host or station name (reconciliation.md 3.3)."""
+
+    def known(session: Session) -> None:
+        session.add(Node(ae_title="CT1", **{"host": "10.0.0.1", **first}))
+        session.add(Node(ae_title="CT1B", **{"host": "10.0.0.1", **second}))
+
+    db.run(known)
+    room.place()
+    room.start(room.item())
+    if same:
+        room.set(final(), ae="CT1B")
+    else:
+        with pytest.raises(NotAllowed):
+            room.set(final(), ae="CT1B")
+    assert room.steps() == ["COMPLETED" if same else "STARTED"]
+
+
+def test_a_step_that_comes_back_to_the_worklist_shows_what_is_known_now(room):
+    room.place()
+
+    def expire(session: Session) -> None:
+        step = session.exec(select(ScheduledStep)).one()
+        orders.move_step(session, step, "expire", now=clock.now(), actor="test", cause="test")
+
+    db.run(expire)
+    renamed = PersonCommand((Identifier("0012345", "HOSP"),), "SUZUKI^TARO", "19700101", "M")
+    db.run(patients.apply, PatientCommand("update", renamed, cause="ADT^A08"), now=clock.now(), actor="test")
+    room.start(room.item())
+    room.set(gave_up("110514"))
+    (step,) = rows(ScheduledStep)
+    assert step.status == "SCHEDULED"
+    assert b"SUZUKI^TARO" in step.dataset
+
+
+def test_what_was_taken_can_be_read_again_though_it_has_grown(room):
+    """An absent type 2 attribute is stored as an empty one: more elements than the device may send."""
+    room.place()
+    room.settings.limits.mpps_elements_max = 10
+    room.start(room.item())
+    room.set(final())
+    assert room.steps() == ["COMPLETED"]
+
+
+def test_items_with_a_character_set_of_their_own_are_stored_together(room):
+    """MPP-19"""
+    kanji = "頭".encode("iso2022_jp")
+    data = tree.write(
+        {tree.CHARSET: ("CS", "ISO_IR 100"), DESCRIPTION: ("LO", "Schädel"),
+         rules.PERFORMED_SERIES: ("SQ", [{tree.CHARSET: ("CS", "\\ISO 2022 IR 87")} | series()])},
+        EXPLICIT_LE, ("ISO_IR 100",),
+    ).replace(b"ROUTINE ", kanji)  # fmt: skip
+    room.place()
+    room.start(room.item())
+    room.set(service.read(data, EXPLICIT_LE, room.settings))
+    (one,) = rules.items(room.get(), rules.PERFORMED_SERIES)
+    assert (room.get(DESCRIPTION)[DESCRIPTION][1], one[PROTOCOL_NAME][1]) == ("Schädel", "頭")
+    assert tree.CHARSET not in one
+
+
+def test_attributes_that_no_table_knows_are_kept_from_both_reports(room):
+    room.place()
+    room.start(room.item(), t00091001=("LO", "private"))
+    room.set({0x00181130: ("DS", "123"), 0x00400340: ("SQ", [series() | {0x0040A494: ("CS", "YES")}])})
+    found = room.get()
+    assert (found[0x00091001], found[0x00181130]) == (("LO", "private"), ("DS", "123"))
+    assert rules.items(found, rules.PERFORMED_SERIES)[0][0x0040A494] == ("CS", "YES")

@@ -1,15 +1,20 @@
 """Performed steps over the wire: pynetdicom as the scanner, one status per row of conformance.md 2.4."""
 
 import pytest
+from pydicom.config import IGNORE
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import evt
 from pynetdicom.sop_class import ModalityPerformedProcedureStep, ModalityPerformedProcedureStepRetrieve
+from sqlalchemy.exc import OperationalError
 
-from broker import clock, db, ids, site
+from broker import access, clock, db, ids, site
 from broker.model.images import ReconciliationCase
 from broker.model.orders import ScheduledStep
 from broker.model.performed import PerformedSeries, PerformedStep
+from broker.mpps import service
 from broker.sim.modality import Modality
 from tests.house import eventually
 from tests.world import SATO, order
@@ -41,11 +46,21 @@ def update(modality: Modality, said: Dataset, uid: str) -> Dataset:
 
 
 def get(modality: Modality, uid: str, *tags: int) -> tuple[int, Dataset | None]:
-    status, found = send(
+    status, found = retrieve(modality, uid, *tags)
+    return status.Status, found
+
+
+def retrieve(modality: Modality, uid: str, *tags: int) -> tuple[Dataset, Dataset | None]:
+    return send(
         modality, "send_n_get", list(tags), ModalityPerformedProcedureStepRetrieve, uid,
         sop_class=ModalityPerformedProcedureStepRetrieve,
     )  # fmt: skip
-    return status.Status, found
+
+
+def raw(keyword: str, value: str) -> DataElement:
+    """An element as a careless device writes it."""
+    tag = tag_for_keyword(keyword)
+    return DataElement(tag, dictionary_VR(tag), value, validation_mode=IGNORE)
 
 
 def states(broker) -> list[str]:
@@ -263,9 +278,136 @@ def test_a_report_about_another_patient_is_taken_and_starts_nothing(broker, exam
     assert [(case.kind, case.level) for case in broker.rows(ReconciliationCase)] == [("mpps_patient_mismatch", "red")]
 
 
+@pytest.mark.parametrize("procedure_id", ["RACC001", "", "OTHER"])
+def test_a_step_that_was_not_named_stays_on_the_worklist(broker, procedure_id):
+    """The Requested Procedure ID is type 2: the SPS ID that stands beside it names its step all the same."""
+    broker.place(order(steps=2))
+    modality = broker.modality()
+    first, second = modality.worklist()
+    said = modality.performed([first])
+    said.ScheduledStepAttributesSequence[0].RequestedProcedureID = procedure_id
+    assert create(modality, said, "1.2.7").Status == 0x0000
+    modality.finish("1.2.7", modality.images(first))
+    done = procedure_id != "OTHER"
+    assert states(broker) == ["COMPLETED" if done else "SCHEDULED", "SCHEDULED"]
+    assert [case.kind for case in broker.rows(ReconciliationCase)] == ([] if done else ["mpps_unscheduled"])
+    assert second.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID in [
+        item.ScheduledProcedureStepSequence[0].ScheduledProcedureStepID for item in modality.worklist()
+    ]
+
+
+def test_a_step_that_the_device_invented_is_a_case_and_no_other_step(broker, exam):
+    modality, item = exam
+    said = modality.performed([item])
+    said.ScheduledStepAttributesSequence[0].ScheduledProcedureStepID = "AUTO1"
+    said.ScheduledStepAttributesSequence[0].RequestedProcedureID = None
+    assert create(modality, said, "1.2.7").Status == 0x0000
+    assert states(broker) == ["SCHEDULED"]
+    assert [case.kind for case in broker.rows(ReconciliationCase)] == ["mpps_unscheduled"]
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value"),
+    [("PerformedProcedureStepStartDate", "nonsense"), ("PerformedProcedureStepStartDate", "20250230"),
+     ("PerformedProcedureStepStartTime", "25:99"), ("PerformedProcedureStepEndTime", "9h30")],
+)  # fmt: skip
+def test_a_date_or_time_that_is_none_is_refused_and_named(broker, exam, keyword, value):
+    modality, item = exam
+    said = modality.performed([item])
+    said.add(raw(keyword, value))
+    status = create(modality, said, "1.2.7")
+    assert (status.Status, status.AttributeIdentifierList) == (0x0106, tag_for_keyword(keyword))
+    assert (broker.rows(PerformedStep), states(broker)) == ([], ["SCHEDULED"])
+
+
+def test_a_study_uid_that_is_none_is_refused_and_named(broker, exam):
+    modality, item = exam
+    said = modality.performed([item])
+    said.ScheduledStepAttributesSequence[0].add(raw("StudyInstanceUID", "abc"))
+    status = create(modality, said, "1.2.7")
+    assert (status.Status, status.AttributeIdentifierList) == (0x0106, 0x0020000D)
+    assert (broker.rows(PerformedStep), states(broker)) == ([], ["SCHEDULED"])
+
+
+def test_dates_and_times_of_the_old_form_are_understood(broker, exam):
+    modality, item = exam
+    said = modality.performed([item])
+    said.add(raw("PerformedProcedureStepStartDate", "2025.12.01"))
+    said.add(raw("PerformedProcedureStepStartTime", "09:30:00"))
+    assert create(modality, said, "1.2.7").Status == 0x0000
+    assert clock.iso(broker.rows(PerformedStep)[0].started_at) == "2025-12-01T00:30:00.000000Z"
+
+
+@pytest.mark.parametrize(("keyword", "of"), [("SeriesInstanceUID", "series"), ("ReferencedSOPInstanceUID", "image")])
+def test_a_series_or_image_uid_that_is_none_is_refused_and_nothing_changes(broker, exam, keyword, of):
+    modality, item = exam
+    uid = modality.start([item])
+    last = modality.final(modality.images(item))
+    series = last.PerformedSeriesSequence[0]
+    (series if of == "series" else series.ReferencedImageSequence[0]).add(raw(keyword, "1..2"))
+    status = update(modality, last, uid)
+    assert (status.Status, status.AttributeIdentifierList) == (0x0106, tag_for_keyword(keyword))
+    assert (broker.rows(PerformedStep)[0].status, states(broker)) == ("IN PROGRESS", ["STARTED"])
+
+
+def test_an_empty_sequence_that_was_never_there_needs_no_warning(broker, exam):
+    modality, item = exam
+    uid = modality.start([item])
+    last = modality.final(modality.images(item))
+    last.SpecificCharacterSet = item.SpecificCharacterSet
+    last.ScheduledStepAttributesSequence = modality.performed([item]).ScheduledStepAttributesSequence
+    last.OtherPatientIDsSequence = []
+    status = update(modality, last, uid)
+    assert (status.Status, "AttributeIdentifierList" in status) == (0x0000, False)
+
+
+def test_only_the_machine_that_began_a_step_ends_it(broker, exam):
+    modality, item = exam
+    uid = modality.start([item])
+    node(broker, "CT8", host="192.0.2.8", any_address=True)
+    other = Modality("CT8", "127.0.0.1", broker.ports["dicom"])
+    last = modality.final(modality.images(item))
+    assert update(other, last, uid).Status == 0x0124
+    assert states(broker) == ["STARTED"]
+    assert update(modality, last, uid).Status == 0x0000
+
+
+def test_another_console_of_the_same_machine_ends_its_step(broker, exam):
+    modality, item = exam
+    uid = modality.start([item])
+    assert update(broker.modality("CT2"), modality.final(modality.images(item)), uid).Status == 0x0000  # same host
+    assert states(broker) == ["COMPLETED"]
+
+
+@pytest.mark.parametrize("verb", ["start", "update", "get"])
+def test_while_the_database_is_away_the_device_is_told_to_come_again(broker, exam, monkeypatch, verb):
+    def away(*_: object, **__: object) -> None:
+        raise OperationalError("", {}, Exception("server closed the connection"))
+
+    modality, item = exam
+    monkeypatch.setattr(service, verb, away)
+    said = modality.performed([item])
+    status = {"start": lambda: create(modality, said, "1.2.7"), "update": lambda: update(modality, said, "1.2.7"),
+              "get": lambda: retrieve(modality, "1.2.7")[0]}[verb]()  # fmt: skip
+    assert (status.Status, status.ErrorComment) == (0x0213, "database away: send again later")
+
+
+def test_text_with_a_nul_inside_is_refused_and_named(broker, exam):
+    modality, item = exam
+    said = modality.performed([item])
+    said.PatientID = "0000" + chr(0) + "12345"
+    status = create(modality, said, "1.2.7")
+    assert (status.Status, status.AttributeIdentifierList) == (0x0106, 0x00100020)
+
+
 def test_an_operation_that_is_not_of_the_class_is_refused(broker):
     status, _ = send(broker.modality(), "send_n_get", [], ModalityPerformedProcedureStep, "1.2.7")
     assert status.Status == 0x0211
+
+
+def node(broker, ae_title: str, **fields: object) -> None:
+    db.run(site.add_node, ae_title, port=11999, actor="test", now=clock.now(), **fields)
+    access.forget()
 
 
 def test_a_device_without_the_right_is_told_so(broker):
