@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from sqlmodel import select
 
 from broker import clock, db, site
-from broker.archive import candidates, cases, performed_by_images, status
+from broker.archive import candidates, cases, gate, performed_by_images, status
 from broker.errors import InvalidValue, WrongState
 from broker.model.images import Decision, Instance, ReconciliationCase, Study, StudyOrder
 from broker.model.orders import ScheduledStep
@@ -441,6 +441,34 @@ def test_the_rules_never_decide_where_a_person_has_begun_to(exams, order):
     exams.set(Patient, patient.key, birth_date="19700101", sex="M")
     exams.work()
     assert states(exams, OWN) == ("IN_REVIEW", ["HELD"])
+
+
+def test_a_red_case_stays_red_though_less_is_wrong_now(exams, order):
+    (patient,) = exams.rows(Patient)
+    exams.set(Patient, patient.key, birth_date="19700102", sex="F")
+    exams.send(OWN)
+    exams.work()
+    assert case_of(exams, OWN).level == "red"
+    exams.set(Patient, patient.key, sex="M")
+    exams.work()
+    assert (verdicts(exams, OWN)[-1], case_of(exams, OWN).level) == (("8", "H"), "red")
+
+
+@pytest.mark.parametrize("going_on", [True, False])
+def test_a_study_is_whole_when_all_that_every_mpps_of_it_names_is_here(exams, order, going_on):
+    uid = exams.uid("ACC001")
+    performed = perform(exams, order, study_uid=uid)
+    if going_on:
+        perform(exams, order, study_uid=uid, uid="2.25.2")
+    (key,) = exams.send(uid)
+    image = exams.get(Instance, key)
+    db.run(lambda session: session.add(
+        PerformedSeries(performed_pk=performed, series_instance_uid="1.9", instance_uids=[image.sop_instance_uid])
+    ))  # fmt: skip
+    exams.set(PerformedStep, performed, status="COMPLETED")
+    exams.settings.reconcile.settle_seconds = 3600
+    gate.work(exams.settings)
+    assert study(exams, uid).state == ("RECEIVING" if going_on else "ACCEPTED")
 
 
 @pytest.mark.parametrize(

@@ -42,3 +42,9 @@ def test_a_site_may_keep_long_vowels():
                                              ("佐々木", "I"), ("𠮷野", "I"), ("", "")])  # fmt: skip
 def test_the_script_tells_which_group_a_name_belongs_to(text, script):
     assert kana.script(text) == script
+
+
+def test_a_name_with_other_kanji_of_the_same_reading_is_not_quite_the_same():
+    assert names.grade("YAMADA^TARO=山田^太郎", "YAMADA^TARO=山田^太郎") == "N0"
+    assert names.grade("YAMADA^TARO=山田^太郎", "yamada^taro=山田^太郎") == "N1"
+    assert names.grade("YAMADA^TARO=山田^太郎", "YAMADA^TARO=山田^太朗") == "N2"
