@@ -1,32 +1,72 @@
 """Who may knock at the DICOM port: the site's nodes, their addresses, and a list of those who were turned away."""
 
 import functools
+import ipaddress
 import socket
 import threading
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from sqlalchemy import func
+from sqlalchemy import Engine, func
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
-from broker import audit, clock, db
+from broker import audit, clock, db, log
 from broker.dicom.service import NodeInfo
+from broker.errors import DatabaseAway
 from broker.model.site import Node, UnknownPeer
 
 CACHE_SECONDS = 2.0  # a change of a node is effective after this
+LOOK_SECONDS_MAX = 1.0  # that a device waits for the table before the last known one counts
 REFUSAL_SECONDS_BETWEEN = 5.0  # the same refusal is written once in this time
+REFUSALS_WRITTEN_MAX = 10  # of all peers in that time: a title that changes must not fill the audit trail
 UNKNOWN_PEERS_MAX = 1_000
 
+
+@dataclass(frozen=True)
+class Table:
+    """The nodes as they were read. good_until: monotonic. stale: the last look failed."""
+
+    nodes: Mapping[str, NodeInfo]
+    engine: Engine
+    good_until: float
+    stale: bool = False
+
+
+_table: Table | None = None
 _refused_at: dict[tuple[str, str, str], float] = {}
+_not_written = 0
+_last_addresses: dict[str, frozenset[str]] = {}
 _lock = threading.Lock()
 
 
 def find_node(ae_title: str) -> NodeInfo | None:
-    return _nodes(int(time.monotonic() / CACHE_SECONDS), id(db.engine())).get(ae_title)
+    """While the database is away the last known nodes count: a device that came yesterday may come today
+    (durability.md 1.7). Raises DatabaseAway where none were ever read."""
+    table = _table
+    if table is None or table.engine is not db.engine() or time.monotonic() >= table.good_until:
+        table = _look(table)
+    return table.nodes.get(ae_title)
 
 
-@functools.lru_cache(maxsize=1)
-def _nodes(_turn: int, _engine: int) -> dict[str, NodeInfo]:
-    rows = db.read(lambda session: session.exec(select(Node)).all())
+def _look(before: Table | None) -> Table:
+    global _table
+    engine = db.engine()
+    known = before if before and before.engine is engine else None
+    try:
+        nodes, stale = _lookout.ask().result(LOOK_SECONDS_MAX), False
+    except Exception as error:  # also a bug of ours must not shut the port
+        if known is None:
+            raise DatabaseAway("node") from None
+        nodes, stale = known.nodes, True
+        if not known.stale:
+            log.get().error("nodes.stale", kind=type(error).__name__, nodes=len(nodes))
+    _table = Table(nodes, engine, time.monotonic() + CACHE_SECONDS, stale)
+    return _table
+
+
+def _nodes(session: Session) -> Mapping[str, NodeInfo]:
     return {
         row.ae_title: NodeInfo(
             pk=row.key,
@@ -38,13 +78,17 @@ def _nodes(_turn: int, _engine: int) -> dict[str, NodeInfo]:
             character_set=row.character_set,
             mpps_strict=row.mpps_strict,
         )
-        for row in rows
+        for row in session.exec(select(Node)).all()
     }
+
+
+_lookout = db.Lookout(_nodes)
 
 
 def forget() -> None:
     """Look at the tables again at the next question."""
-    _nodes.cache_clear()
+    global _table
+    _table = None
     _refused_at.clear()
 
 
@@ -53,28 +97,49 @@ def address_allowed(node: NodeInfo, address: str) -> bool:
 
 
 def addresses(host: str) -> frozenset[str]:
-    """What a name or an address stands for, asked again every minute; empty where nobody knows it."""
-    return _addresses(host, int(time.monotonic() / 60))
+    """What a name or an address stands for, asked again every minute; what it last was where nobody can say (out of
+    descriptors, no name server), empty where nobody ever could."""
+    try:
+        return frozenset([str(ipaddress.ip_address(host))])
+    except ValueError:
+        pass
+    try:
+        _last_addresses[host] = _addresses(host, int(time.monotonic() / 60))
+    except OSError:
+        log.get().warning("node.no_address", host=host)
+    return _last_addresses.get(host, frozenset())
 
 
 @functools.lru_cache(maxsize=1024)
 def _addresses(host: str, _minute: int) -> frozenset[str]:
-    try:
-        return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
-    except OSError:
-        return frozenset()
+    return frozenset(str(info[4][0]) for info in socket.getaddrinfo(host, None))
 
 
 def note_refusal(ae_title: str, address: str, called: str, reason: str) -> None:
-    """List and audit a refusal; a flood of the same one is written now and then."""
-    key, now = (ae_title, address, reason), time.monotonic()
+    """List and audit a refusal; a flood is written now and then. Whoever is refused is not kept by our own trouble."""
     with _lock:
-        if now - _refused_at.get(key, -REFUSAL_SECONDS_BETWEEN) < REFUSAL_SECONDS_BETWEEN:
+        if not _is_worth_writing((ae_title, address, reason), time.monotonic()):
             return
-        if len(_refused_at) >= UNKNOWN_PEERS_MAX:
-            _refused_at.clear()
-        _refused_at[key] = now
-    db.run(_write_refusal, ae_title, address, called, reason)
+    try:
+        db.run(_write_refusal, ae_title, address, called, reason)
+    except SQLAlchemyError as error:
+        log.get().error("peer.refusal_not_written", address=address, kind=type(error).__name__)
+
+
+def _is_worth_writing(key: tuple[str, str, str], now: float) -> bool:
+    global _not_written
+    for old in [one for one, at in _refused_at.items() if now - at >= REFUSAL_SECONDS_BETWEEN]:
+        del _refused_at[old]
+    if key in _refused_at:
+        return False
+    if len(_refused_at) >= REFUSALS_WRITTEN_MAX:
+        _not_written += 1
+        return False
+    if _not_written:
+        log.get().warning("peer.refusals_not_written", times=_not_written)
+        _not_written = 0
+    _refused_at[key] = now
+    return True
 
 
 def _write_refusal(session: Session, ae_title: str, address: str, called: str, reason: str) -> None:

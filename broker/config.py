@@ -92,6 +92,7 @@ class Limits(Section):
     dicom_connections_max: int = 256
     dicom_connections_per_address_max: int = 64
     dicom_associations_per_ae_max: int = 64
+    dicom_storage_associations_max: int | None = None  # that can do nothing but store; None: half of all connections
     dicom_associate_seconds_max: float = 10
     dicom_pdu_seconds_max: float = 15
     dicom_idle_seconds_max: float = 600
@@ -108,6 +109,8 @@ class Limits(Section):
     header_depth_max: int = 16
     header_text_bytes_max: int = 1024 * 1024
     header_value_bytes_max: int = 4096  # of a text that the gate looks at
+    header_items_max: int = 100  # kept of each sequence that the gate looks at; what is cut makes it hold the study
+    header_facts_bytes_max: int = 64 * 1024  # of all that the gate looks at, in one object
     header_seconds_max: float = 5  # of processor time
     worklist_matches_max: int = 500
     case_candidates_max: int = 50  # open orders of the patients that a held study names
@@ -126,6 +129,10 @@ class Limits(Section):
     http_body_bytes_max: int = 1024 * 1024
     http_header_bytes_max: int = 16 * 1024
     http_header_seconds_max: float = 10
+    http_body_seconds_max: float = 30
+    http_connections_max: int = 6_000  # and no more than descriptors are left for
+    http_connections_per_address_max: int = 2_000
+    http_ready_seconds_max: float = 2  # until /healthz/ready says that the database does not answer
     http_threads_max: int = 16
     http_in_flight_max: int = 200
     http_waiters_max: int = 5_000
@@ -137,7 +144,10 @@ class Limits(Section):
     refused_objects_max: int = 1_000  # kept to be looked at, oldest out first
     refused_bytes_max: int = 1024**3
     refused_keep_seconds: float = 7 * 24 * 3600
-    database_wait_seconds_max: float = 10
+    database_wait_seconds_max: float = 10  # one transaction, with all its turns, locks and replays
+    database_statement_seconds_max: float = 2  # one statement of it, on PostgreSQL
+    database_job_seconds_max: float = 300  # both, where no peer waits: jobs, recovery; migrations have no limit
+    database_connect_seconds_max: float = 2  # whole seconds, at least 2
     database_pool_connections: int = 40
     lease_seconds: float = 60
     job_seconds_between: float = 2
@@ -145,6 +155,7 @@ class Limits(Section):
     decide_retry_seconds: float = 60  # after a study that could not be decided
     commit_batch_studies_max: int = 8
     commit_retry_seconds_max: float = 300
+    commit_attempts_max: int = 8  # failed tries of one study; then, and each time after as many, a person is told
     archive_partial_seconds_max: float = 3600  # a copy under way that is older was left by somebody who was killed
     rendition_header_bytes_max: int = 512 * 1024**2  # loaded to write a rendition: all but the pixels
     stop_seconds_max: float = 30

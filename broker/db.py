@@ -1,20 +1,28 @@
 """The engine, and the only places that open a transaction: `run` to write, `read` to look.
 
 `run` replays the whole function when the database asks for it, so a service must be free of side effects other
-than rows. Every transaction ends by calling the finishers (status documents follow their rows, ADR 0005)."""
+than rows. Every transaction ends by calling the finishers (status documents follow their rows, ADR 0005).
+
+Nobody waits without end (durability.md 1.7): a transaction has its time, with all its turns, locks and replays. Over it
+an error is raised of which `is_away` says that it is nobody's fault but the database's."""
 
 import contextlib
 import datetime as dt
 import random
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import event
 from sqlalchemy.engine import Connection, Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as NoTurn
 from sqlalchemy.types import DateTime, TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine, select
 
@@ -26,7 +34,26 @@ R = TypeVar("R", bound=SQLModel)
 REPLAYS_MAX = 8
 UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look; a third loss is a real conflict
 
+HUNG_SECONDS = 1.0  # beyond its time: a server that lives has cut the statement itself by then
+
+# When the transaction under way must be over (monotonic); None outside of `run` and `read`: migrations take their time.
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+_unhurried: ContextVar[bool] = ContextVar("unhurried", default=False)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """Seconds. wait: for one transaction in all. statement: for one of its statements, on PostgreSQL. job: for both,
+    inside `unhurried`. connect: for a new connection."""
+
+    wait: float = 10
+    statement: float = 2
+    job: float = 300
+    connect: float = 2
+
+
 _engine: Engine | None = None
+_patience = Patience()
 _writing = threading.Lock()  # SQLite has one writer anyway; a queue in the process is fairer than its busy timeout
 _finishers: list[Callable[[Session], None]] = []
 
@@ -50,34 +77,36 @@ class UTCDateTime(TypeDecorator[dt.datetime]):
         return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
 
 
-def make_engine(url: str, *, pool: int = 40, wait_seconds: float = 10) -> Engine:
-    """SQLite: WAL, FULL (an answer must survive a power cut), BEGIN IMMEDIATE for writers. PostgreSQL: its default."""
-    if url.startswith("sqlite"):
-        path = url.removeprefix("sqlite:///")
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(
-            url,
-            connect_args={"timeout": wait_seconds, "check_same_thread": False},
-            pool_size=pool,
-            max_overflow=0,
-            pool_timeout=wait_seconds,
-            hide_parameters=True,  # error texts would carry patient data
-        )
-        event.listen(engine, "connect", _sqlite_connect)
-        event.listen(engine, "begin", _sqlite_begin)
-        return engine
-    return create_engine(
+def open_engine(
+    url: str,
+    *,
+    pool: int = 40,
+    wait_seconds: float = Patience.wait,
+    statement_seconds: float = Patience.statement,
+    job_seconds: float = Patience.job,
+    connect_seconds: float = Patience.connect,
+) -> Engine:
+    global _engine, _patience
+    _patience = Patience(wait_seconds, statement_seconds, job_seconds, connect_seconds)
+    _engine = _make_sqlite(url, pool) if url.startswith("sqlite") else _make_postgres(url, pool)
+    return _engine
+
+
+def _make_sqlite(url: str, pool: int) -> Engine:
+    """WAL, FULL (an answer must survive a power cut), BEGIN IMMEDIATE for writers."""
+    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
         url,
+        connect_args={"timeout": _patience.wait, "check_same_thread": False},
         pool_size=pool,
         max_overflow=0,
-        pool_timeout=wait_seconds,
-        pool_pre_ping=True,
-        hide_parameters=True,
-        connect_args={
-            "options": f"-c lock_timeout={int(wait_seconds * 1000)} -c idle_in_transaction_session_timeout=60000"
-            " -c timezone=UTC -c synchronous_commit=on"
-        },
+        pool_timeout=_patience.wait / 2,  # the other half is for what it is wanted for
+        hide_parameters=True,  # error texts would carry patient data
     )
+    event.listen(engine, "connect", _sqlite_connect)
+    event.listen(engine, "begin", _sqlite_begin)
+    event.listen(engine, "before_cursor_execute", _in_time)
+    return engine
 
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
@@ -89,14 +118,81 @@ def _sqlite_connect(connection: Any, _record: Any) -> None:
 
 
 def _sqlite_begin(connection: Connection) -> None:
-    read_only = connection.get_execution_options().get("read_only")
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    if connection.get_execution_options().get("read_only"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    driver: Any = connection.connection.driver_connection
+    driver.execute(f"PRAGMA busy_timeout={_milliseconds(min(_left(), _patience.wait))}").close()
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def open_engine(url: str, *, pool: int = 40, wait_seconds: float = 10) -> Engine:
-    global _engine
-    _engine = make_engine(url, pool=pool, wait_seconds=wait_seconds)
-    return _engine
+def _make_postgres(url: str, pool: int) -> Engine:
+    """A lock is waited for less long than a statement may take: so it is the lock that is told, and tried again."""
+    settings = {
+        "lock_timeout": _milliseconds(_patience.statement * 0.75),
+        "statement_timeout": _milliseconds(_patience.statement),
+        "idle_in_transaction_session_timeout": 60_000,
+        "timezone": "UTC",
+        "synchronous_commit": "on",
+    }
+    engine = create_engine(
+        url,
+        pool_size=pool,
+        max_overflow=0,
+        pool_timeout=_patience.wait / 2,  # the other half is for what it is wanted for
+        pool_pre_ping=True,
+        hide_parameters=True,
+        connect_args={
+            "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
+            "connect_timeout": max(2, round(_patience.connect)),  # libpq knows no shorter one
+            "tcp_user_timeout": _milliseconds(_patience.wait),
+            "keepalives_idle": 30,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+        },
+    )
+    event.listen(engine, "connect", _postgres_connect)
+    event.listen(engine, "begin", _postgres_begin)
+    event.listen(engine, "before_cursor_execute", _in_time)
+    return engine
+
+
+def _postgres_connect(connection: Any, _record: Any) -> None:
+    """A server that hangs heeds no time-out, and its host confirms every packet: then it is we who hang up."""
+    wait = connection.wait
+
+    def wait_no_longer(answer: Any, *args: Any, **kwargs: Any) -> Any:
+        if _deadline.get() is None:
+            return wait(answer, *args, **kwargs)
+        longest = _patience.job if _unhurried.get() else _patience.statement
+        seconds = min(_left(), longest) + HUNG_SECONDS
+        until = time.monotonic() + seconds
+        try:
+            return wait(answer, *args, **{**kwargs, "timeout": seconds})
+        except Exception:
+            if time.monotonic() >= until:
+                connection.pgconn.finish()  # nobody knows what it is at
+            raise
+
+    connection.wait = wait_no_longer
+
+
+def _postgres_begin(connection: Connection) -> None:
+    """Connections are made for those who wait for an answer."""
+    if _deadline.get() is not None and not _unhurried.get():
+        return
+    statement = 0 if _deadline.get() is None else _milliseconds(_patience.job)
+    connection.exec_driver_sql(f"SET LOCAL statement_timeout = {statement}")
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {_milliseconds(_patience.wait)}")
+
+
+def _in_time(*_: Any) -> None:
+    if _deadline.get() is not None and not _left():
+        raise NoTurn("the time of this transaction is over")
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, int(seconds * 1000))  # 0 would be: for ever
 
 
 def close_engine() -> None:
@@ -122,22 +218,57 @@ def on_finish(finisher: Callable[[Session], None]) -> None:
         _finishers.append(finisher)
 
 
+@contextlib.contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is asked of the database inside has this much time in all, or less where somebody outside said so."""
+    before = _deadline.get()
+    until = time.monotonic() + seconds
+    token = _deadline.set(until if before is None else min(before, until))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+@contextlib.contextmanager
+def unhurried() -> Iterator[None]:
+    """For jobs, recovery and the command line, where no peer waits: a statement may take as long as a job may."""
+    token = _unhurried.set(True)
+    try:
+        yield
+    finally:
+        _unhurried.reset(token)
+
+
+def _time() -> contextlib.AbstractContextManager[None]:
+    return within(_patience.job if _unhurried.get() else _patience.wait)
+
+
+def _left() -> float:
+    deadline = _deadline.get()
+    return _patience.wait if deadline is None else max(0, deadline - time.monotonic())
+
+
 def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run fn(session, …) as one transaction; replay it when the database asks us to."""
-    for n in range(REPLAYS_MAX):
-        try:
-            with _turn(), Session(engine(), expire_on_commit=False) as session, session.begin():
-                result = fn(session, *args, **kwargs)
-                session.flush()
-                for finisher in _finishers:
-                    finisher(session)
-            return result
-        except DBAPIError as error:  # BrokerErrors pass through: rollback, no replay
-            limit = UNIQUE_REPLAYS_MAX if is_unique_violation(error) else REPLAYS_MAX
-            if n + 1 >= limit or not _worth_a_replay(error):
-                raise
-            log.get().info("db.replay", attempt=n + 1, kind=type(error.orig).__name__)
-            time.sleep(random.random() * 0.01 * 2**n)  # noqa: S311  jitter: two losers must not meet again
+    give_up_at = time.monotonic() + _patience.wait  # also for jobs, which come again by themselves
+    with _time():
+        for n in range(REPLAYS_MAX):
+            try:
+                with _turn(), Session(engine(), expire_on_commit=False) as session, session.begin():
+                    result = fn(session, *args, **kwargs)
+                    session.flush()
+                    for finisher in _finishers:
+                        finisher(session)
+                return result
+            except DBAPIError as error:  # BrokerErrors pass through: rollback, no replay
+                limit = UNIQUE_REPLAYS_MAX if is_unique_violation(error) else REPLAYS_MAX
+                pause = random.random() * 0.01 * 2**n  # noqa: S311  jitter: two losers must not meet again
+                late = time.monotonic() + pause >= give_up_at or pause >= _left()
+                if n + 1 >= limit or late or not _worth_a_replay(error):
+                    raise
+                log.get().info("db.replay", attempt=n + 1, kind=type(error.orig).__name__)
+                time.sleep(pause)
     raise AssertionError("unreachable")
 
 
@@ -147,8 +278,17 @@ def lock(session: Session, table: type[R], pk: int) -> R:
     return session.exec(query.execution_options(populate_existing=True)).one()
 
 
-def _turn() -> contextlib.AbstractContextManager[object]:
-    return _writing if is_sqlite() else contextlib.nullcontext()
+@contextlib.contextmanager
+def _turn() -> Iterator[None]:
+    if not is_sqlite():
+        yield
+        return
+    if not _writing.acquire(timeout=min(_left(), _patience.wait)):
+        raise NoTurn("no turn to write in time")  # what the pool says when it has no connection in time
+    try:
+        yield
+    finally:
+        _writing.release()
 
 
 def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -157,8 +297,48 @@ def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     if not is_sqlite():
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     bound = engine().execution_options(**options)
-    with Session(bound, expire_on_commit=False) as session, session.begin():
+    with _time(), Session(bound, expire_on_commit=False) as session, session.begin():
         return fn(session, *args, **kwargs)
+
+
+class Lookout(Generic[T]):
+    """A read that its askers can do without: in a thread of its own and one at a time, so that a database that hangs
+    costs each of them no longer than he likes to wait for the answer."""
+
+    def __init__(self, question: Callable[[Session], T]) -> None:
+        self._question, self._lock = question, threading.Lock()
+        self._answer: Future[T] | None = None
+
+    def ask(self) -> Future[T]:
+        """The answer that is under way, or to come."""
+        with self._lock:
+            if self._answer is None or self._answer.done():
+                self._answer = Future()
+                try:
+                    threading.Thread(target=self._look, args=[self._answer], name="lookout", daemon=True).start()
+                except RuntimeError as error:  # out of threads
+                    self._answer.set_exception(error)
+            return self._answer
+
+    def _look(self, answer: Future[T]) -> None:
+        try:
+            answer.set_result(read(self._question))
+        except BaseException as error:
+            answer.set_exception(error)
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether the database cannot be reached, is locked or gives no answer in time: the same thing works later. Any
+    other error of it (a value that does not fit, a statement that is wrong) is a bug of ours, now and later."""
+    if isinstance(error, NoTurn):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_MISUSE)
+        return isinstance(error, OperationalError) and code not in (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE)
+    # 25006: a server that has become the standby
+    return isinstance(error, OperationalError | InterfaceError) or _sqlstate(error) == "25006"
 
 
 def _sqlstate(error: DBAPIError) -> str:
@@ -170,8 +350,10 @@ def is_unique_violation(error: DBAPIError) -> bool:
 
 
 def _worth_a_replay(error: DBAPIError) -> bool:
-    """40001 serialisation, 40P01 deadlock, SQLite's lock, and unique violations: with READ COMMITTED two transactions
-    that both create the first row of a study are normal, and the loser finds the row on its second look."""
+    """40001 serialisation, 40P01 deadlock, 55P03 lock, SQLite's lock, and unique violations: with READ COMMITTED two
+    transactions that both create the first row of a study are normal, and the loser finds it on its second look."""
     return (
-        _sqlstate(error) in ("40001", "40P01") or "database is locked" in str(error.orig) or is_unique_violation(error)
+        _sqlstate(error) in ("40001", "40P01", "55P03")
+        or "database is locked" in str(error.orig)
+        or is_unique_violation(error)
     )

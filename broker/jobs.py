@@ -4,9 +4,8 @@ from collections.abc import Callable
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
-from sqlalchemy.exc import DBAPIError
 
-from broker import log
+from broker import db, log
 from broker.archive import commit, gate, performed_by_images
 from broker.config import Settings
 
@@ -45,8 +44,10 @@ class Jobs:
 def _guarded(name: str, work: Callable[[], object]) -> None:
     """One failed pass is logged and tried again at the next turn."""
     try:
-        work()
-    except DBAPIError as error:
-        log.get().warning("job.database", job=name, kind=type(error.orig).__name__)
-    except Exception:
-        log.get().exception("job.failed", job=name)
+        with db.unhurried():
+            work()
+    except Exception as error:
+        if db.is_away(error):
+            log.get().warning("job.database", job=name, kind=type(error).__name__)
+        else:
+            log.get().exception("job.failed", job=name)

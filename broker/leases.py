@@ -1,14 +1,19 @@
-"""Claim rows between processes: "this row is mine until T". The only cross-process guard.
+"""Guards between processes. A row: "this one is mine until T". The data folder: "mine for as long as I live".
 
-A claim is one conditional UPDATE, so that two processes can never both win a row; a dead process costs one lease."""
+A claim of rows is one conditional UPDATE, so that two processes can never both win one; a dead process costs one lease.
+The folder's lock is the kernel's and ends with the process, however it ends."""
 
 import datetime as dt
+import fcntl
 import os
 import socket
+from collections.abc import Callable
+from pathlib import Path
 
 from sqlalchemy import ColumnElement, or_, update
 from sqlmodel import Session, col, select
 
+from broker.errors import ConfigError
 from broker.model.images import Study
 
 OWNER = f"{socket.gethostname()}:{os.getpid()}"
@@ -56,3 +61,23 @@ def renew_study(session: Session, pk: int, *, now: dt.datetime, seconds: float) 
         .values(lease_until=now + dt.timedelta(seconds=seconds))
     )
     return held.rowcount == 1
+
+
+def hold_folder(folder: Path) -> Callable[[], None]:
+    """What is received into `folder` is this process's alone, until the returned function is called. Whoever put it in
+    order beside its owner would take half-received objects for those of a process that was killed.
+
+    Raises ConfigError where another process has it."""
+    file = (folder / "owner.lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        taken = f"is in use by another broker ({file.read()}); stop that one, or set BROKER_DATA_DIR"
+        file.close()
+        why = taken if isinstance(error, BlockingIOError) else f"cannot be locked: {error.strerror}"
+        raise ConfigError("data_dir", f"{folder.resolve()} {why}") from None
+    file.truncate(0)
+    file.write(OWNER)
+    file.flush()
+    return file.close

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 import uvicorn
 
-from broker import __version__, access, audit, clock, db, log, schema, site
+from broker import __version__, access, audit, clock, db, descriptors, leases, log, schema, site
 from broker.archive import recovery, status
 from broker.archive import scp as archive_scp
 from broker.archive.staging import Staging
@@ -28,6 +28,7 @@ from broker.web.app import create_app
 from broker.web.http_protocol import with_limits
 
 ROLES = ("web", "dicom", "hl7", "jobs")
+OWNERS = {"dicom", "jobs"}  # they fill and empty the staging folder
 START_SECONDS_MAX = 30
 
 
@@ -37,6 +38,7 @@ class Broker:
     def __init__(self, settings: Settings, roles: Sequence[str] = ROLES) -> None:
         self.settings, self.roles = settings, roles
         self.ports: dict[str, int] = {}
+        self._alive: dict[str, Callable[[], bool]] = {}  # role -> whether its port takes connections
         self._stops: list[Callable[[], None]] = []  # run in reverse order of the start
 
     def start(self) -> None:
@@ -48,10 +50,14 @@ class Broker:
             raise
 
     def _start(self) -> None:
+        descriptors.raise_limit(self.settings.limits)
+        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        owns = bool(OWNERS & set(self.roles))
+        if owns:
+            self._stops.append(leases.hold_folder(self.settings.data_dir))
         self._open_database()
-        self._staging = Staging(self.settings)
-        report = recovery.recover(self.settings, self._staging)
-        log.get().info("recovery.done", **report.counts())
+        if owns:
+            self._recover()
         if "dicom" in self.roles:
             self._start_dicom()
         if "hl7" in self.roles:
@@ -71,13 +77,21 @@ class Broker:
             except Exception:  # the others must still stop
                 log.get().exception("stop.failed")
 
+    def _recover(self) -> None:
+        self._staging = Staging(self.settings)
+        with db.unhurried():
+            report = recovery.recover(self.settings, self._staging)
+        log.get().info("recovery.done", **report.counts())
+
     def _open_database(self) -> None:
         settings = self.settings
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
         db.open_engine(
             settings.database,
             pool=settings.limits.database_pool_connections,
             wait_seconds=settings.limits.database_wait_seconds_max,
+            statement_seconds=settings.limits.database_statement_seconds_max,
+            job_seconds=settings.limits.database_job_seconds_max,
+            connect_seconds=settings.limits.database_connect_seconds_max,
         )
         self._stops.append(db.close_engine)
         schema.prepare()
@@ -102,6 +116,7 @@ class Broker:
         listener.start()
         self._stops.append(lambda: listener.stop(self.settings.limits.stop_seconds_max))
         self.ports["dicom"] = listener.port
+        self._alive["dicom"] = lambda: listener.is_accepting
 
     def _start_hl7(self) -> None:
         server = MllpServer(self.settings, lambda raw, peer: inbox.receive_hl7(raw, peer, self.settings))
@@ -124,7 +139,7 @@ class Broker:
         listening = _listen(http.host, http.port)
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(self.settings, self.ports),
+                create_app(self.settings, self.ports, self._alive),
                 http=with_limits(self.settings.limits),
                 h11_max_incomplete_event_size=self.settings.limits.http_header_bytes_max,
                 log_config=None,

@@ -4,7 +4,8 @@ Whoever is killed between two steps leaves what the next pass finds, verifies an
 every try, the rows change in one transaction, and only what they call stored is taken out of staging."""
 
 import datetime as dt
-from collections.abc import Sequence
+import errno
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,18 +14,21 @@ from pydicom.dataset import Dataset
 from sqlalchemy import exists, or_
 from sqlmodel import Session, col, select
 
-from broker import __version__, audit, clock, db, ids, leases, log, outbox
+from broker import __version__, audit, casebook, clock, db, ids, leases, log, outbox
 from broker.archive import plan, rendition
 from broker.archive.changes import changes_for
 from broker.archive.coerce import Record, coerce
 from broker.archive.plan import Plan
 from broker.archive.store import Store, custody_key, make_store, rendition_key
-from broker.config import Settings
+from broker.config import Limits, Settings
 from broker.errors import BrokerError, Unreadable
 from broker.model.images import Instance, Study, StudyOrder
 from broker.states import INSTANCE, STUDY, advance
 
 ACTOR = "broker"
+FAILED = "commit_failed"  # the kind of case of a study that cannot be stored
+# What fails for one fails for all: the volume is full or read-only, or this process has no descriptor left.
+FOR_ALL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE})
 IDENTITY = {"PatientName", "PatientID", "PatientBirthDate", "PatientSex"}
 
 
@@ -39,20 +43,24 @@ class Stored:
 
 
 def work(settings: Settings) -> int:
-    """One pass over accepted studies; how many were claimed."""
+    """One pass over what was let in; how many studies were claimed. One that cannot be stored is tried again later, and
+    keeps no other waiting."""
     make_store(settings).sweep(settings.limits.archive_partial_seconds_max)
-    purge(settings)
-    claimed = 0
-    while claimed < settings.limits.commit_batch_studies_max and (study_pk := _claim(settings)) is not None:
+    claimed, goes_on = 0, True
+    while goes_on and claimed < settings.limits.commit_batch_studies_max and (study_pk := _claim(settings)) is not None:
         claimed += 1
         try:
             commit_study(settings, study_pk)
-        except (BrokerError, OSError) as error:
-            log.get().error("study.commit_failed", study=study_pk, error=type(error).__name__, reason=str(error))
-            db.run(_postpone, study_pk, now=clock.now(), seconds_max=settings.limits.commit_retry_seconds_max)
-        else:  # what is staged at another node is that node's to store: let it have its turn
-            wait = dt.timedelta(seconds=settings.limits.job_seconds_between)
-            db.run(leases.release_study, study_pk, not_before=clock.now() + wait)
+        except Exception as error:
+            log.get().exception("study.commit_failed", study=study_pk, reason=_reason(error))
+            goes_on = not _is_for_all(error)
+            if goes_on:
+                db.run(_postpone, study_pk, _reason(error), now=clock.now(), limits=settings.limits)
+                continue
+        # What is staged at another node is that node's to store: let it have its turn.
+        wait = dt.timedelta(seconds=settings.limits.job_seconds_between)
+        db.run(leases.release_study, study_pk, not_before=clock.now() + wait)
+    purge(settings)
     return claimed
 
 
@@ -82,23 +90,40 @@ def _claim(settings: Settings) -> int | None:
     return claimed[0] if claimed else None
 
 
-def _postpone(session: Session, study_pk: int, *, now: dt.datetime, seconds_max: float) -> None:
-    """Back off: 2, 4, 8 … seconds."""
+def _postpone(session: Session, study_pk: int, reason: str, *, now: dt.datetime, limits: Limits) -> None:
+    """Back off: 2, 4, 8 … seconds. What fails again and again, a person is told; and again, where that did not help."""
     study = db.lock(session, Study, study_pk)
     study.attempts += 1
     session.add(study)
-    wait = min(2.0**study.attempts, seconds_max)
+    wait = min(2.0 ** min(study.attempts, 30), limits.commit_retry_seconds_max)
     leases.release_study(session, study_pk, not_before=now + dt.timedelta(seconds=wait))
+    if study.attempts % limits.commit_attempts_max == 0:
+        casebook.open_case(
+            session, FAILED, f"study:{study_pk}", level="amber", reasons=[f"not in the archive: {reason}"],
+            study_pk=study_pk, order_pk=study.order_pk, now=now, actor=ACTOR,
+        )  # fmt: skip
+
+
+def _is_for_all(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in FOR_ALL
+
+
+def _reason(error: Exception) -> str:
+    """Without the text of a library, which may quote a value."""
+    if isinstance(error, BrokerError):
+        return str(error)
+    return (error.strerror if isinstance(error, OSError) else "") or type(error).__name__
 
 
 # Copies: files only, no transaction
 
 
-def _copy_all(settings: Settings, made: Plan) -> tuple[dict[int, Stored], BrokerError | None]:
-    """Verified files by instance, and the first failure that concerns one instance alone."""
+def _copy_all(settings: Settings, made: Plan) -> tuple[dict[int, Stored], Exception | None]:
+    """Verified files by instance, and the failure that a person would want to know: the first one, or the one that ends
+    the pass."""
     store, seconds = make_store(settings), settings.limits.lease_seconds
     stored: dict[int, Stored] = {}
-    failure: BrokerError | None = None
+    failure: Exception | None = None
     renew_at = clock.now() + dt.timedelta(seconds=seconds / 2)
     for instance in made.instances:
         if (now := clock.now()) > renew_at:
@@ -106,8 +131,12 @@ def _copy_all(settings: Settings, made: Plan) -> tuple[dict[int, Stored], Broker
             renew_at = now + dt.timedelta(seconds=seconds / 2)
         try:
             stored[instance.key] = copy_instance(settings, store, made, instance)
-        except BrokerError as error:
-            log.get().error("instance.not_stored", instance=instance.key, error=type(error).__name__, reason=str(error))
+        except Exception as error:  # whatever is wrong with its bytes
+            log.get().exception("instance.not_stored", instance=instance.key, reason=_reason(error))
+            if _is_for_all(error):
+                return stored, error
+            if not isinstance(error, BrokerError):
+                error = Unreadable(f"instance {instance.key}", f"cannot be stored: {_reason(error)}")
             failure = failure or error
     return stored, failure
 
@@ -206,7 +235,11 @@ def mark_stored(session: Session, made: Plan, stored: dict[int, Stored], *, now:
 def settle_up(session: Session, study_pk: int, *, now: dt.datetime) -> None:
     """An accepted study of which all is in the archive is archived."""
     study = db.lock(session, Study, study_pk)
-    if study.state == "ACCEPTED" and not plan.pending(session, study_pk):
+    if plan.pending(session, study_pk):
+        return
+    if failed := casebook.find_open(session, FAILED, f"study:{study_pk}"):
+        casebook.close_case(session, failed, now=now, actor=ACTOR, resolution={"action": "stored"})
+    if study.state == "ACCEPTED":
         study.state = advance(STUDY, study.state, "store")
         study.archived_at, study.attempts = now, 0
         session.add(study)
@@ -218,21 +251,38 @@ def settle_up(session: Session, study_pk: int, *, now: dt.datetime) -> None:
 
 
 def purge(settings: Settings, study_pk: int | None = None) -> None:
-    """Take out of staging what the rows call stored (invariant 7); also what somebody who was killed left."""
-    while gone := db.read(_purgeable, study_pk, settings.limits.list_items_max):
-        for _, key in gone:
-            (settings.staging_dir / key).unlink(missing_ok=True)
-        db.run(_forget_staged, [pk for pk, _ in gone])
+    """Take out of this node's staging what the rows call stored (invariant 7); also what somebody who was killed left.
+    A file that does not go keeps no other waiting."""
+    node, after = _node(settings), 0
+    while found := db.read(_purgeable, node, study_pk, after, settings.limits.list_items_max):
+        after = found[-1][0]
+        db.run(_forget_staged, {pk: key for pk, key in found if _is_removed(settings.staging_dir / key)})
 
 
-def _purgeable(session: Session, study_pk: int | None, limit: int) -> Sequence[tuple[int, str]]:
-    query = select(Instance.pk, Instance.staged_key).where(Instance.staged_key > "", Instance.store_key > "")
+def _is_removed(path: Path) -> bool:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.get().error("staging.not_removed", file=path.name, errno=error.errno)
+        return False
+    return True
+
+
+def _purgeable(session: Session, node: str, study_pk: int | None, after: int, limit: int) -> Sequence[tuple[int, str]]:
+    query = (
+        select(Instance.pk, Instance.staged_key)
+        .where(Instance.staged_node == node, Instance.staged_key > "", Instance.store_key > "")
+        .where(col(Instance.pk) > after)
+        .order_by(col(Instance.pk))
+    )
     if study_pk is not None:
         query = query.where(Instance.study_pk == study_pk)
     return [(pk, key) for pk, key in session.exec(query.limit(limit)).all() if pk is not None]
 
 
-def _forget_staged(session: Session, instance_pks: Sequence[int]) -> None:
-    for instance in session.exec(select(Instance).where(col(Instance.pk).in_(instance_pks))).all():
-        instance.staged_key = ""
-        session.add(instance)
+def _forget_staged(session: Session, removed: Mapping[int, str]) -> None:
+    query = select(Instance).where(col(Instance.pk).in_(removed)).with_for_update()
+    for instance in session.exec(query).all():
+        if instance.staged_key == removed[instance.key]:  # lost bytes may have come again meanwhile, under another key
+            instance.staged_key = ""
+            session.add(instance)

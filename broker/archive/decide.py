@@ -84,6 +84,7 @@ TABLE: tuple[Rule, ...] = (
     Rule("19", "H", "the order was cancelled after the acquisition had begun", its.is_cancelled),
     Rule("28", "H", "the Study Instance UID was used again", its.is_used_again),
     Rule("23", "H", "added to a finished study late, or from another station or modality", its.is_late_append),
+    Rule("46", "H", "the header says more than can be looked at", its.is_cut),
     Rule("33", "H", "signs of a wrong worklist entry", lambda c: c.is_linked and (c.is_grade("GM") or c.shows(AMBER))),
     Rule("24", "C", "one study for several orders of one patient", its.is_group),
     Rule("26", its.additional, "a further study of one requested procedure", its.is_additional),

@@ -33,7 +33,7 @@ def settled(session: Session, settings: Settings, now: dt.datetime) -> ColumnEle
 
 
 def _named_by_final() -> ColumnElement[bool]:
-    return exists().where(performed_of.is_about(), col(PerformedStep.status).in_(FINAL))
+    return exists().where(performed_of.is_about(), col(PerformedStep.status).in_(FINAL)).correlate(Study)
 
 
 def _is_whole(session: Session, study_pk: int) -> bool:
@@ -66,14 +66,16 @@ def to_recall(session: Session, settings: Settings, now: dt.datetime) -> ColumnE
         performed_of.is_about(),
         col(PerformedStep.discontinuation_code) == WRONG_ENTRY[0],
         col(PerformedStep.discontinuation_scheme) == WRONG_ENTRY[1],
-        exists().where(
+        exists()
+        .where(
             col(Instance.study_pk) == col(Study.pk),
             col(Instance.decision_pk) == col(Decision.pk),
             or_(col(Decision.by) == RULES, col(Decision.at) <= col(PerformedStep.updated_at)),
-        ),
+        )
+        .correlate(Study, PerformedStep),
     )
     joined = exists().where(col(Instance.study_pk) == col(Study.pk), col(Instance.state) == "STAGED")
     return or_(
-        and_(col(Study.state).in_(("ACCEPTED", "ARCHIVED")), exists().where(wrong)),
+        and_(col(Study.state).in_(("ACCEPTED", "ARCHIVED")), exists().where(wrong).correlate(Study)),
         and_(col(Study.state) == "REJECTED", joined),
     )

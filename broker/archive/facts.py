@@ -26,7 +26,8 @@ class Seen:
     patients: keys of those that the Patient ID may mean, merges followed; several where its issuer is not known.
     id_via: how the ID led there: `equal`, `rule` (zeros, width, spaces), `merge`; empty where it leads nowhere.
     device: the machine that acquired it; source_device: the one that sent it. acquired_*: clock offset taken off.
-    identity_is_text: False where the character set does not explain some value of the identity."""
+    identity_is_text: False where the character set does not explain some value of the identity. is_cut: the header says
+    more than was kept of it."""
 
     instances: tuple[int, ...]
     patient_id: str = ""
@@ -35,6 +36,7 @@ class Seen:
     birth_date: str = ""
     sex: str = ""
     identity_is_text: bool = True
+    is_cut: bool = False
     patients: tuple[int, ...] = ()
     id_via: str = ""
     accession_number: str = ""

@@ -92,6 +92,7 @@ class Gathering:
             birth_date=said["birth_date"],
             sex=said["sex"],
             identity_is_text=not IDENTITY_TEXTS & set(said["undecodable"]),
+            is_cut=bool(said.get("facts_cut")),
             patients=whom.patients,
             id_via=whom.via,
             accession_number=said["accession_number"],

@@ -19,6 +19,9 @@ from broker.errors import InvalidValue, MissingUid, OtherInstance, Unreadable
 # Syntax for meaning, not for safety: no UID ever names a file (security V2). Leading zeros are wrong (PS3.5 9.1) and
 # sent by devices in the field; refusing their images would lose an exposure (reconciliation.md P2).
 _UID = re.compile(r"[0-9.]{1,64}")
+# No text that we read may hold one (PS3.5 6.2), PostgreSQL takes no NUL at all, and what a person cannot see is no
+# identity.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 _CODE = {"value": "CodeValue", "scheme": "CodingSchemeDesignator"}
 _ISSUER = {"local": "LocalNamespaceEntityID", "universal": "UniversalEntityID"}
@@ -97,8 +100,10 @@ _LISTS = frozenset({"image_type"})  # more than one value is meant; elsewhere a 
 @dataclass(frozen=True)
 class Header:
     """facts: JSON-able, by the names of FACTS plus `pixels` ({"offset", "length"}; length None when encapsulated, None
-    without pixels) and `undecodable` (names of texts that their character set does not explain: such a text is kept
-    with its bytes escaped). Every name is present: absent text is "", an absent sequence [], an absent number None."""
+    without pixels), `undecodable` (names of texts that their character set does not explain, or with a control
+    character inside: such a text is kept with its bytes escaped) and `facts_cut` (names of which something was left out
+    because the object says too much; what it says about itself is not known then). Every name is present: absent text
+    is "", an absent sequence [], an absent number None."""
 
     sop_class_uid: str
     sop_instance_uid: str
@@ -163,11 +168,28 @@ def _wanted(facts: dict[str, Any]) -> dict[int, _Wanted]:
 _WANTED = _wanted(FACTS)
 
 
+class _Budget:
+    """What may still be kept of one object, however much it says. cut: names of what was left out."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits, self.bytes_left = limits, limits.header_facts_bytes_max
+        self.cut: set[str] = set()
+
+    def has_room(self, wanted: _Wanted, element: Element) -> bool:
+        if not element.depth and wanted.vr == "UI":
+            return True  # without these it could not be filed at all
+        if element.length <= self.bytes_left:
+            self.bytes_left -= element.length
+            return True
+        self.cut.add(wanted.name)
+        return False
+
+
 class _Node:
     """A data set or item that holds something wanted. last: what its newest element is to us."""
 
-    def __init__(self, table: dict[int, _Wanted]) -> None:
-        self.table = table
+    def __init__(self, table: dict[int, _Wanted], budget: _Budget) -> None:
+        self.table, self.budget = table, budget
         self.raw: dict[str, bytes] = {}
         self.items: dict[str, list[_Node]] = {}
         self.last: _Wanted | None = None
@@ -175,11 +197,15 @@ class _Node:
     def open_item(self) -> "_Node | None":
         if self.last is None or self.last.items is None:
             return None
-        item = _Node(self.last.items)
-        self.items[self.last.name].append(item)
-        return item
+        items = self.items[self.last.name]
+        if len(items) >= self.budget.limits.header_items_max:
+            self.budget.cut.add(self.last.name)
+            return None
+        items.append(_Node(self.last.items, self.budget))
+        return items[-1]
 
-    def take(self, element: Element, walk: Walk, limits: Limits) -> None:
+    def take(self, element: Element, walk: Walk) -> None:
+        limits = self.budget.limits
         self.last = wanted = self.table.get(element.tag)
         if wanted is None:
             return
@@ -191,11 +217,12 @@ class _Node:
         elif element.length > limits.header_value_bytes_max:
             raise Unreadable(wanted.name, f"is longer than {limits.header_value_bytes_max} (header_value_bytes_max)")
         else:
-            self.raw[wanted.name] = walk.value(element)
+            self.raw[wanted.name] = walk.value(element) if self.budget.has_room(wanted, element) else b""
 
 
 def _facts(walk: Walk, limits: Limits) -> dict[str, Any]:
-    root = _Node(_WANTED)
+    budget = _Budget(limits)
+    root = _Node(_WANTED, budget)
     nodes = [root]  # around the element, outermost first, as long as they hold something wanted
     pixels = None
     for element in walk:
@@ -207,7 +234,7 @@ def _facts(walk: Walk, limits: Limits) -> dict[str, Any]:
             if (item := nodes[-1].open_item()) is not None:
                 nodes.append(item)
         else:
-            nodes[-1].take(element, walk, limits)
+            nodes[-1].take(element, walk)
             if element.tag == PIXEL_DATA and not element.depth:
                 length = None if element.length == UNDEFINED else element.length
                 pixels = {"offset": element.offset, "length": length}
@@ -216,7 +243,7 @@ def _facts(walk: Walk, limits: Limits) -> dict[str, Any]:
     for holder in (facts, *facts["request_attributes"]):
         holder["accession_issuer"] = _issuer(holder["accession_issuer"])
     facts["performed_steps"] = [item["uid"] for item in facts["performed_steps"]]
-    return facts | {"pixels": pixels, "undecodable": sorted(undecodable)}
+    return facts | {"pixels": pixels, "undecodable": sorted(undecodable), "facts_cut": sorted(budget.cut)}
 
 
 def _issuer(items: list[dict[str, str]]) -> str:
@@ -225,7 +252,7 @@ def _issuer(items: list[dict[str, str]]) -> str:
 
 
 def _values(node: _Node, charsets: Sequence[str], byte_order: str, undecodable: set[str]) -> dict[str, Any]:
-    """What was taken from `node`, by name. undecodable: collects the names of texts that are not in their charset."""
+    """What was taken from `node`, by name. undecodable: collects the names of texts that are none in their charset."""
     if "character_set" in node.raw:
         charsets = charset.terms(node.raw["character_set"].decode("ascii", "replace"))
     values: dict[str, Any] = {}
@@ -250,7 +277,10 @@ def _text(raw: bytes, charsets: Sequence[str], wanted: _Wanted, undecodable: set
     except Unreadable:
         undecodable.add(wanted.name)
         text = raw.decode("ascii", "backslashreplace")
-    text = text.strip(" \0")
+    text = text.lstrip(" ").rstrip(" \0")  # NUL is the padding of some devices; anywhere else it is none
+    if _CONTROL.search(text):
+        undecodable.add(wanted.name)
+        text = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     if wanted.name in _LISTS:
         return [value.strip() for value in text.split("\\")] if text else []
     return text

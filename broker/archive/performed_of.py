@@ -11,18 +11,24 @@ from broker.model.performed import PerformedSeries, PerformedStep
 
 def is_about() -> ColumnElement[bool]:
     """A condition on PerformedStep and Study: the MPPS names the study or one of its series, or objects of the study
-    name it. A device that makes the Study UID itself has only the last (conformance.md 2.6)."""
+    name it. A device that makes the Study UID itself has only the last (conformance.md 2.6).
+
+    Correlated by name: inside a further EXISTS, SQLAlchemy would look for any study at all."""
     return or_(
         col(PerformedStep.study_instance_uid) == col(Study.study_instance_uid),
-        exists().where(
+        exists()
+        .where(
             col(StudyPerformed.study_pk) == col(Study.pk),
             col(StudyPerformed.performed_uid) == col(PerformedStep.sop_instance_uid),
-        ),
-        exists().where(
+        )
+        .correlate(Study, PerformedStep),
+        exists()
+        .where(
             col(PerformedSeries.performed_pk) == col(PerformedStep.pk),
             col(PerformedSeries.series_instance_uid) == col(Series.series_instance_uid),
             col(Series.study_pk) == col(Study.pk),
-        ),
+        )
+        .correlate(Study, PerformedStep),
     )
 
 

@@ -1,19 +1,16 @@
 """C-STORE (PS3.4 B): bytes to staging, staging to a row, then 0000."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-
-from broker import clock, db, log
-from broker.archive import ingest
+from broker import clock, log
 from broker.archive.ingest import Registered
-from broker.archive.intake import accept
+from broker.archive.intake import InDoubt, accept
 from broker.archive.staging import Staged, Staging, StagingSink
 from broker.config import Settings
 from broker.dicom.service import C_STORE_RQ, Command, Offer, Peer, Registry, Request, Response
 from broker.dicom.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
-from broker.errors import DatabaseAway, Unreadable
+from broker.errors import BrokerError, Unreadable
 
 
 class StorageService:
@@ -21,7 +18,6 @@ class StorageService:
 
     def __init__(self, settings: Settings, staging: Staging) -> None:
         self._settings, self._staging = settings, staging
-        self._doubtful: set[str] = set()  # staged files of which the database did not say whether they got a row
 
     def open(self, peer: Peer, command: Command, transfer_syntax: str) -> StagingSink:
         return self._staging.open_sink(peer, command, transfer_syntax)
@@ -37,24 +33,22 @@ class StorageService:
         yield Response(0x0000)
 
     def _register(self, staged: Staged) -> Registered:
+        """Whoever is refused sends again, so the file goes; but not while it may have a row, or get one yet: what of it
+        is true, the recovery at the next start finds out."""
         try:
-            registered = accept(self._settings, self._staging, staged, now=clock.now())
-        except (DBAPIError, PoolTimeout) as error:
-            # The commit may have been the last thing that worked, so the file stays until the database can be asked.
-            self._doubtful.add(staged.key)
-            log.get().error("instance.no_database", kind=type(error).__name__)
-            raise DatabaseAway("database") from None
-        self._settle_doubts()
-        return registered
-
-    def _settle_doubts(self) -> None:
-        """Remove the files that got no row: their senders were refused and send again."""
-        doubtful = set(self._doubtful)
-        if not doubtful:
-            return
-        for key in doubtful - db.read(ingest.with_row, doubtful):
-            self._staging.remove(key)
-        self._doubtful -= doubtful
+            with self._staging.no_room():
+                return accept(self._settings, self._staging, staged, now=clock.now())
+        except InDoubt:
+            raise
+        except BrokerError:
+            self._staging.remove(staged.key)
+            raise
+        except Exception:  # a bug of ours, which must not cost the exposure
+            log.get().exception("instance.failed")
+            failed = Unreadable("data set", "cannot be filed, see the broker's log")
+            with suppress(OSError):
+                self._staging.refuse(self._staging.path(staged.key), failed)
+            raise failed from None
 
 
 def register(registry: Registry, settings: Settings, staging: Staging) -> None:

@@ -109,6 +109,7 @@ def is_remembered(case: Situation) -> bool:
         and all(identity_of(seen) in decided.identities for seen in case.seen)
         and names_no_other_order(case, decided)
         and not is_wrong_entry(case)
+        and not is_cut(case)
         and may_follow(case, decided)
     )
 
@@ -140,7 +141,7 @@ def is_wrong_entry(case: Situation) -> bool:
 def is_later_object(case: Situation) -> bool:
     """Row 47"""
     decided = case.decided
-    if decided is None or decided.by_person or not names_no_other_order(case, decided):
+    if decided is None or decided.by_person or is_cut(case) or not names_no_other_order(case, decided):
         return False
     if is_worse(case.grade.code, decided.grade) or not case.is_grade("G0", "G1"):
         return False
@@ -299,6 +300,10 @@ def is_one_click(case: Situation) -> bool:
 
 def is_g2(case: Situation, what: str) -> bool:
     return case.is_grade("G2") and what in case.grade.differs
+
+
+def is_cut(case: Situation) -> bool:
+    return any(seen.is_cut for seen in case.seen)
 
 
 def is_from(case: Situation, kind: str) -> bool:

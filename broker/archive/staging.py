@@ -84,12 +84,16 @@ class Staging:
         return key
 
     def remove(self, key: str) -> None:
-        """Where a crash brings the file back, recovery finds it once more."""
-        self.path(key).unlink(missing_ok=True)
+        """Where a crash brings the file back, or it does not go, recovery finds it once more."""
+        try:
+            self.path(key).unlink(missing_ok=True)
+        except OSError as error:
+            log.get().warning("staging.not_removed", file=key, errno=error.errno)
 
     def refuse(self, path: Path, error: BrokerError) -> None:
-        """Put aside what could not be taken."""
+        """Put aside what could not be taken. It is kept for so long from now on, however old it is."""
         name = ids.file_name()
+        os.utime(path)
         path.rename(self.refused / f"{name}.dcm")
         log.get().warning("instance.refused", file=name, place=error.place, reason=error.text)
         self.prune_refused()
@@ -99,14 +103,15 @@ class Staging:
         limits, oldest = self.limits, time.time() - self.limits.refused_keep_seconds
         files = []
         for path in self.refused.iterdir():
-            with suppress(FileNotFoundError):  # pruned by another thread
+            with suppress(OSError):  # pruned by another thread; a file that cannot be looked at stays
                 found = path.stat()
                 files.append((found.st_mtime, found.st_size, path))
         total = 0
         for number, (at, size, path) in enumerate(sorted(files, reverse=True)):
             total += size
             if number >= limits.refused_objects_max or total > limits.refused_bytes_max or at < oldest:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
     @contextmanager
     def no_room(self) -> Iterator[None]:

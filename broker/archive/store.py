@@ -94,7 +94,7 @@ class LocalStore:
     def sweep(self, older_than_seconds: float) -> None:
         """Remove the half copies of those who were killed."""
         for aside in (self._root / "in").glob("*.part"):
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(OSError):
                 if time.time() - aside.stat().st_mtime > older_than_seconds:
                     aside.unlink()
 

@@ -1,5 +1,6 @@
 """The volume that takes received bytes: how much room it has, and whether its last write worked (durability.md 1.7)."""
 
+import errno
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from broker.errors import NoRoom
 LOW_LOG_SECONDS = 60
 RESERVE_BYTES_MAX, RESERVE_SHARE = 5 * 1024**3, 0.03
 PROBE = b"ris-broker probe " * 256
+# These tell nothing about the volume: somebody took the file away, or this process has no descriptor left.
+NO_FAULT = frozenset({errno.ENOENT, errno.EMFILE, errno.ENFILE})
 
 
 class Volume:
@@ -42,10 +45,12 @@ class Volume:
         self._largest = max(self._largest, size)
 
     def failed(self, error: OSError) -> NoRoom:
-        """Mark the volume bad. A failed fsync is never repeated: the kernel may have dropped the pages and would say
-        yes (durability.md 1.1), so only new bytes in a new file can show that the volume works again."""
-        self._tried_at = time.monotonic()
+        """Mark the volume bad, where it is. A failed fsync is never repeated: the kernel may have dropped the pages and
+        would say yes (durability.md 1.1), so only new bytes in a new file can show that the volume works again."""
         log.get().error("staging.failed", errno=error.errno, error=error.strerror)
+        if error.errno in NO_FAULT:
+            return NoRoom("staging", "a file could not be opened: send again later")
+        self._tried_at = time.monotonic()
         return NoRoom("staging", "the volume failed: send again later")
 
     def probe(self) -> None:

@@ -1,16 +1,21 @@
 """One association: PDUs in, requests to services, answers out (PS3.7, PS3.8). One thread each."""
 
+import select
+import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import lru_cache
 
-from broker import log
+from broker import db, log
 from broker.config import Limits
 from broker.dicom import dimse, pdu
 from broker.dicom.negotiate import Context
 from broker.dicom.pdu import Gone, Violation, Wire
 from broker.dicom.service import (
     C_CANCEL_RQ,
+    C_FIND_RQ,
     C_STORE_RQ,
     Command,
     Peer,
@@ -19,9 +24,16 @@ from broker.dicom.service import (
     Sink,
     refusal,
 )
-from broker.errors import BrokerError, NotAllowed, Unreadable, Unsupported
+from broker.errors import BrokerError, DatabaseAway, NotAllowed, Unreadable, Unsupported
 
 FLUSH_BYTES = 64 * 1024  # small answers leave together
+# A device that sees a long list coming may cancel it: the first answers leave before the others are made, and the last
+# ones not before it has had this time. A list of no more answers leaves at once.
+FIRST_ANSWERS, CANCEL_SECONDS = 20, 0.003
+LOOK_SECONDS = 0.001  # between two looks for a C-CANCEL-RQ
+DONE, CANCELLED, PENDING = 0x0000, 0xFE00, (0xFF00, 0xFF01)
+ANY_IDENTIFIER = b"."
+SINKS_MAX = 2  # one being answered, one that begins: no peer may have more under way (PS3.7 D.3.3.3)
 OUT_OF_RESOURCES, UNABLE_TO_PROCESS, PROCESSING_FAILURE = 0xA700, 0xC010, 0x0110
 
 
@@ -36,11 +48,18 @@ class Association:
         self.peer_bytes_max, self.stopping = peer_bytes_max, stopping
         self._waiting: deque[tuple[Context, Command, bytes]] = deque()  # requests that came while one was answered
         self._cancelled: set[int] = set()
+        self._looked_at = 0.0
         self._assembler = Assembler(self)
-        self.busy = False
+        self._sinks: set[Sink] = set()  # opened, and not finished yet
+        self._answering = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request has begun and is not answered."""
+        return self._answering or self._assembler.has_begun
 
     def run(self) -> None:
-        while not self.stopping():
+        while self._assembler.has_begun or not self.stopping():
             if self._waiting:
                 context, command, data = self._waiting.popleft()
                 self._answer(context, command, data, None)
@@ -70,26 +89,32 @@ class Association:
     def _answer(self, context: Context, command: Command, data: bytes, sink: Sink | None) -> None:
         if command.field == C_CANCEL_RQ:
             return  # of a request that has been answered: ignored (PS3.7 9.3.2.3)
-        self.busy = True
+        self._answering = True
         out = bytearray()
         after = []
+        may_cancel_until, status = 0.0, DONE
         try:
-            for response in self._responses(context, command, data, sink):
-                out += self._encoded(context, command, response)
-                if response.after:
-                    after.append(response.after)
-                if len(out) >= FLUSH_BYTES:
+            for n, response in enumerate(self._responses(context, command, data, sink)):
+                if len(out) >= FLUSH_BYTES or (n == FIRST_ANSWERS and response.dataset):
                     self.wire.send(bytes(out))
                     out.clear()
+                    may_cancel_until = may_cancel_until or time.monotonic() + CANCEL_SECONDS
+                out += self._encoded(context, command, response)
+                status = response.status
+                if response.after:
+                    after.append(response.after)
+            if may_cancel_until and status in (DONE, CANCELLED) and self._is_cancelled(command, may_cancel_until):
+                out = bytearray(self._encoded(context, command, Response(CANCELLED)))  # in the place of what is unsent
             self.wire.send(bytes(out))
         finally:
             self._cancelled.discard(command.message_id)
-            self.busy = False
+            if sink is not None:
+                self.drop(sink)
+            self._answering = False
         for then in after:
             then()
 
     def _responses(self, context: Context, command: Command, data: bytes, sink: Sink | None) -> Iterator[Response]:
-        dimse_n = command.field >= 0x0100
         try:
             self._permit(context, command)
             yield from context.offer.service.handle(
@@ -98,17 +123,28 @@ class Association:
                     extended=context.extended, cancelled=lambda: self._is_cancelled(command),
                 )
             )  # fmt: skip
-        except BrokerError as error:
-            yield refusal(error, dimse_n=dimse_n)
+            self._sinks.discard(sink)
         except (Gone, Violation):
             raise
-        except Exception:  # a handler's bug costs one answer, never the port
-            log.get().exception("dimse.failed", association=self.peer.association, command=f"{command.field:04X}")
-            if dimse_n:
-                yield Response(PROCESSING_FAILURE, comment="internal error, see the broker's log")
-            else:
-                status = OUT_OF_RESOURCES if command.field == C_STORE_RQ else UNABLE_TO_PROCESS
-                yield Response(status, comment="internal error, see the broker's log")
+        except Exception as error:
+            yield self._failure(command, error)
+
+    def _failure(self, command: Command, error: Exception) -> Response:
+        """A handler's bug costs one answer, never the port."""
+        dimse_n = command.field >= 0x0100
+        if db.is_away(error):
+            log.get().error("dimse.no_database", association=self.peer.association, command=f"{command.field:04X}")
+            error = DatabaseAway("database")
+        if isinstance(error, BrokerError):
+            said = refusal(error, dimse_n=dimse_n)
+            if command.field == C_FIND_RQ and isinstance(error, DatabaseAway):
+                said.status = OUT_OF_RESOURCES  # A702 is of C-STORE alone (conformance.md 1.9, 3.1)
+            return said
+        log.get().error(
+            "dimse.failed", association=self.peer.association, command=f"{command.field:04X}", exc_info=error
+        )
+        status = OUT_OF_RESOURCES if command.field == C_STORE_RQ else UNABLE_TO_PROCESS
+        return Response(PROCESSING_FAILURE if dimse_n else status, comment="internal error, see the broker's log")
 
     def _permit(self, context: Context, command: Command) -> None:
         if command.field not in context.offer.commands:
@@ -116,19 +152,38 @@ class Association:
         permit(self.peer, context)
 
     def _encoded(self, context: Context, command: Command, response: Response) -> bytes:
-        header = dimse.response(command, response, dimse_n=command.field >= 0x0100)
-        out = pdu.p_data(context.id, header, is_command=True, peer_bytes_max=self.peer_bytes_max)
+        if response.status in PENDING:
+            out = _pending(context.id, command, response.status, self.peer_bytes_max)
+        else:
+            header = dimse.response(command, response, dimse_n=command.field >= 0x0100)
+            out = pdu.p_data(context.id, header, is_command=True, peer_bytes_max=self.peer_bytes_max)
         if response.dataset:
             out += pdu.p_data(context.id, response.dataset, is_command=False, peer_bytes_max=self.peer_bytes_max)
         return out
 
-    def _is_cancelled(self, command: Command) -> bool:
-        """Look, without waiting, whether a C-CANCEL-RQ came; other requests queue behind the one being answered."""
-        while command.message_id not in self._cancelled and self.wire.waiting():
+    def _is_cancelled(self, command: Command, until: float = 0.0) -> bool:
+        """Look whether a C-CANCEL-RQ came, and wait for it until then; other requests queue behind the one being
+        answered."""
+        now = time.monotonic()
+        if not until and now - self._looked_at < LOOK_SECONDS:
+            return command.message_id in self._cancelled
+        self._looked_at = now
+        while command.message_id not in self._cancelled and (
+            self.wire.waiting() or self._something_comes(until - time.monotonic())
+        ):
             kind, body = self.wire.read(self.limits.dicom_pdu_seconds_max)
             if not self._take(kind, body, self._later):
                 raise Gone("released while a request was answered")
         return command.message_id in self._cancelled
+
+    def _something_comes(self, seconds: float) -> bool:
+        if seconds <= 0:
+            return False
+        if hasattr(socket, "TCP_QUICKACK"):  # a peer under Nagle keeps the rest of its PDU until the start is confirmed
+            self.wire.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+        poll = select.poll()  # select.select takes no descriptor above 1023
+        poll.register(self.wire.sock, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def _later(self, context: Context, command: Command, data: bytes, sink: Sink | None) -> None:
         if command.field == C_CANCEL_RQ:
@@ -138,8 +193,38 @@ class Association:
             raise Violation(pdu.UNEXPECTED_PDU, "too many requests before the answer")
         self._waiting.append((context, command, data))
 
+    # sinks
+
+    def open_sink(self, context: Context, command: Command) -> Sink:
+        """Raises Violation where the peer has too many objects under way, and what the service raises."""
+        permit(self.peer, context)
+        if command.sop_class != context.sop_class:
+            raise Unsupported("Affected SOP Class UID", "differs from the presentation context")
+        if len(self._sinks) >= SINKS_MAX:
+            raise Violation(pdu.UNEXPECTED_PDU, "too many objects before the answer")
+        sink: Sink = context.offer.service.open(self.peer, command, context.transfer_syntax)
+        self._sinks.add(sink)
+        return sink
+
+    def drop(self, sink: Sink) -> None:
+        """Nothing of an object that is not finished stays behind."""
+        if sink in self._sinks:
+            self._sinks.discard(sink)
+            try:
+                sink.abort()
+            except Exception:  # the others must go, too
+                log.get().exception("dimse.not_aborted", association=self.peer.association)
+
     def close(self) -> None:
-        self._assembler.abort()
+        for sink in list(self._sinks):
+            self.drop(sink)
+
+
+@lru_cache(256)
+def _pending(context: int, command: Command, status: int, peer_bytes_max: int) -> bytes:
+    """The command set of every answer of a list: they differ in their identifiers alone."""
+    header = dimse.response(command, Response(status, ANY_IDENTIFIER), dimse_n=False)
+    return pdu.p_data(context, header, is_command=True, peer_bytes_max=peer_bytes_max)
 
 
 def permit(peer: Peer, context: Context) -> None:
@@ -163,6 +248,10 @@ class Assembler:
         self._buffer = bytearray()
         self._sink: Sink | None = None
         self._received = 0
+
+    @property
+    def has_begun(self) -> bool:
+        return self._context is not None
 
     def add(
         self, context_id: int, is_command: bool, is_last: bool, data: memoryview
@@ -199,13 +288,11 @@ class Assembler:
 
     def _open(self, context: Context, command: Command) -> Sink:
         try:
-            permit(self.association.peer, context)
-            if command.sop_class != context.sop_class:
-                raise Unsupported("Affected SOP Class UID", "differs from the presentation context")
-            sink: Sink = context.offer.service.open(self.association.peer, command, context.transfer_syntax)
-        except BrokerError as error:
+            return self.association.open_sink(context, command)
+        except Violation:
+            raise
+        except Exception as error:
             return Drain(error)
-        return sink
 
     def _add_data(self, data: memoryview) -> None:
         limits = self.association.limits
@@ -217,8 +304,8 @@ class Assembler:
             if self._received > limits.dicom_object_bytes_max:
                 raise Unreadable("data set", f"is larger than {limits.dicom_object_bytes_max} bytes")
             self._sink.write(data)
-        except BrokerError as error:  # the rest is read and thrown away, and the association kept
-            self._sink.abort()
+        except Exception as error:  # the rest is read and thrown away, and the association kept
+            self.association.drop(self._sink)
             self._sink = Drain(error)
 
     def _keep(self, data: memoryview, bytes_max: int) -> None:
@@ -232,16 +319,11 @@ class Assembler:
         self._reset()
         return message
 
-    def abort(self) -> None:
-        if self._sink is not None:
-            self._sink.abort()
-        self._reset()
-
 
 class Drain:
     """Takes the place of a sink that refused: reads the object to its end, then says why."""
 
-    def __init__(self, error: BrokerError) -> None:
+    def __init__(self, error: Exception) -> None:
         self.error = error
 
     def write(self, data: memoryview) -> None:

@@ -63,6 +63,8 @@ def read(body: bytes, contexts_max: int) -> Asked:
         contexts = primitive.presentation_context_definition_list
     except Exception:
         raise Violation(INVALID_PARAMETER, "A-ASSOCIATE-RQ cannot be decoded") from None
+    if any(not context.abstract_syntax or not context.transfer_syntax for context in contexts or ()):
+        raise Violation(INVALID_PARAMETER, "a presentation context without a syntax")
     if not contexts or len(contexts) > contexts_max:
         raise Violation(INVALID_PARAMETER, f"{len(contexts)} presentation contexts")
     if 0 < asked.bytes_max < 128:
@@ -78,8 +80,14 @@ class Negotiator:
         self.accept = lru_cache(remembered_max)(self._accept)
 
     def _accept(self, body: bytes, contexts_max: int) -> tuple[bytes, dict[int, Context]]:
-        """The A-ASSOCIATE-AC for a request body, and the contexts it accepts."""
+        """The A-ASSOCIATE-AC for a request body, and the contexts it accepts. Raises Violation."""
         asked = read(body, contexts_max).primitive
+        try:
+            return self._negotiate(asked)
+        except Exception as error:  # the codec's, once more: it looks at some items only now
+            raise Violation(INVALID_PARAMETER, f"A-ASSOCIATE-RQ cannot be answered ({type(error).__name__})") from None
+
+    def _negotiate(self, asked: Any) -> tuple[bytes, dict[int, Context]]:
         extended = {
             str(item.sop_class_uid): item.service_class_application_information
             for item in asked.user_information

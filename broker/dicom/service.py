@@ -1,8 +1,8 @@
 """What a DICOM service sees of an association: no socket, no PDU.
 
 A service registers by SOP class (`Registry.add`). It gets a Request and gives Responses; C-STORE also gives a Sink
-that takes the data set as it comes. A BrokerError becomes the status of its table; anything else costs that
-association an A-ABORT, never the port."""
+that takes the data set as it comes. A BrokerError becomes the status of its table, anything else "internal error": it
+costs one answer, never the port."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -81,7 +81,8 @@ class Response:
 
 class Sink(Protocol):
     """Takes one C-STORE data set. write and finish raise BrokerError (NoRoom, Unreadable …): the rest of the object is
-    then drained and the error's status is the answer. abort: the association ended before the last fragment."""
+    then drained and the error's status is the answer. abort: the object ended before it was finished, or could not be;
+    nothing of it stays. After a write or finish that failed it may come as well, and finds nothing to do."""
 
     def write(self, data: memoryview) -> None: ...
     def finish(self) -> None: ...

@@ -13,8 +13,8 @@ from broker.model.base import BigInt, Row, json_field, link, moment
 class Study(Row, table=True):
     """state: states.STUDY. order_pk: the first order it was decided for (all of them: StudyOrder). patient_pk: whose it
     is, once decided. rule: number of the decision table's row. flags: PARTIAL, INCOMPLETE, CHECK, UNSCHEDULED.
-    quiet_at: when it was seen that nothing had come for long; void where something came since. lease_*: which process is
-    deciding or committing it. not_before: back-off after a failed try."""
+    quiet_at: when it was seen that nothing had come for long; void where something came since. lease_*: which process
+    is deciding or committing it. not_before: back-off after a failed try."""
 
     __tablename__ = "study"
     __table_args__ = (Index("ix_study_work", "state", "lease_until"),)
@@ -118,11 +118,11 @@ class Decision(Row, table=True):
 
 class ReconciliationCase(Row, table=True):
     """Something that waits for a person. kind: `study` (held images), or an exception without images, such as
-    `mpps_unscheduled`, `mpps_patient_mismatch`, `late_cancel`, `late_change`, `patient_conflict`, `identifier_conflict`,
-    `incomplete_order`.
-    subject: `study:17`, `performed:3`, `order:5`; one open case per kind and subject. level: amber (one person), red
-    (two). instances: keys of the held objects that it is about; a decision reaches no others. candidates: [{order_id,
-    accession_number, sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
+    `mpps_unscheduled`, `mpps_patient_mismatch`, `late_cancel`, `late_change`, `patient_conflict`,
+    `identifier_conflict`, `incomplete_order`, `worklist_characters`, `commit_failed`. subject: `study:17`,
+    `performed:3`, `order:5`; one open case per kind and subject. level: amber (one person), red (two). instances: keys
+    of the held objects that it is about; a decision reaches no others. candidates: [{order_id, accession_number,
+    sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
 
     __tablename__ = "reconciliation_case"
     __table_args__ = (

@@ -98,9 +98,7 @@ def _create(session: Session, person: PersonCommand, *, now: dt.datetime, actor:
     return patient
 
 
-def _add_identifiers(
-    session: Session, patient: Patient, wanted: Iterable[Identifier]
-) -> tuple[list[str], list[int]]:
+def _add_identifiers(session: Session, patient: Patient, wanted: Iterable[Identifier]) -> tuple[list[str], list[int]]:
     """Register the identifiers that are new: what changed, and the other patients who have one of them already."""
     added: list[str] = []
     others: list[int] = []

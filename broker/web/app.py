@@ -1,7 +1,7 @@
 """The web application: routes, limits, errors, the plain status page."""
 
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,6 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from fastapi.templating import Jinja2Templates
 from sqlalchemy import func
-from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from broker import __version__, clock, db
@@ -22,14 +21,18 @@ from broker.model.site import UnknownPeer
 from broker.model.status import OrderStatus
 from broker.web import cases_routes, errors, lists_routes, status_routes
 from broker.web.auth import here_or_token, open_to_all
+from broker.web.guard import Guard
 from broker.web.limits import Bounded
-from broker.web.live import Live
+from broker.web.live import Live, in_time
 
 HERE = Path(__file__).parent
 
 
-def create_app(settings: Settings, ports: Mapping[str, int]) -> FastAPI:
-    """ports: role -> port, filled while the broker starts; shown on the status page and asked by /healthz/ready."""
+def create_app(
+    settings: Settings, ports: Mapping[str, int], alive: Mapping[str, Callable[[], bool]] | None = None
+) -> FastAPI:
+    """ports: role -> port, filled while the broker starts; shown on the status page and by /healthz/ready.
+    alive: role -> whether its port takes connections, for /healthz/ready."""
     live = Live(settings.limits)
 
     @contextlib.asynccontextmanager
@@ -43,26 +46,34 @@ def create_app(settings: Settings, ports: Mapping[str, int]) -> FastAPI:
     app.include_router(status_routes.router)
     app.include_router(lists_routes.router)
     app.include_router(cases_routes.router)
-    _plain_routes(app, settings, ports)
+    _plain_routes(app, settings, ports, {} if alive is None else alive)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     errors.install(app)
+    app.add_middleware(Guard)
     app.add_middleware(Bounded, limits=settings.limits)
     return app
 
 
-def _plain_routes(app: FastAPI, settings: Settings, ports: Mapping[str, int]) -> None:
+def _plain_routes(
+    app: FastAPI, settings: Settings, ports: Mapping[str, int], alive: Mapping[str, Callable[[], bool]]
+) -> None:
     templates = Jinja2Templates(HERE / "templates")
+    database = db.Lookout(lambda session: session.exec(select(1)).one())
 
     @app.get("/healthz/live", dependencies=[Depends(open_to_all)])
     def live() -> dict[str, str]:
         return {"status": "ok"}
 
     @app.get("/healthz/ready", dependencies=[Depends(open_to_all)])
-    def ready() -> JSONResponse:
+    async def ready() -> JSONResponse:
+        """In time, whatever hangs: it needs no thread of the pool, where others may wait for the database."""
         try:
-            db.read(lambda session: session.exec(select(1)).one())
-        except SQLAlchemyError:
+            await in_time(database.ask(), settings.limits.http_ready_seconds_max)
+        except Exception:
             return JSONResponse({"status": "not ready", "database": "away"}, 503)
+        dead = sorted(role for role, is_alive in alive.items() if not is_alive())
+        if dead:
+            return JSONResponse({"status": "not ready", "database": "ok", "dead": dead}, 503)
         return JSONResponse({"status": "ready", "database": "ok", "ports": dict(ports)})
 
     @app.get("/version", dependencies=[Depends(open_to_all)])

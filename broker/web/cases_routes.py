@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from broker import clock, db
 from broker.archive import cases
 from broker.web.auth import Principal, needs
+from broker.web.fields import Number, Text
 
 QUALITY = needs("qc")
 router = APIRouter(prefix="/api/v1/cases", dependencies=[Depends(QUALITY)])
@@ -18,16 +19,16 @@ class Resolution(BaseModel):
     """order_id, sps_id: for match. code: for reject."""
 
     model_config = ConfigDict(extra="forbid")
-    action: str
-    order_id: int | None = None
-    sps_id: str | None = None
-    code: str | None = None
-    reason: Annotated[str, Field(max_length=REASON_CHARACTERS_MAX)] = ""
+    action: Text
+    order_id: Number | None = None
+    sps_id: Text | None = None
+    code: Text | None = None
+    reason: Annotated[Text, Field(max_length=REASON_CHARACTERS_MAX)] = ""
 
 
 class Undo(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    reason: Annotated[str, Field(max_length=REASON_CHARACTERS_MAX)] = ""
+    reason: Annotated[Text, Field(max_length=REASON_CHARACTERS_MAX)] = ""
 
 
 @router.get("")
@@ -35,7 +36,7 @@ def listing(
     request: Request,
     state: Literal["OPEN", "TAKEN", "RESOLVED"] | None = None,
     limit: Annotated[int, Query(ge=1)] = 100,
-    after: int = 0,
+    after: Number = 0,
 ) -> dict[str, Any]:
     limit = min(limit, request.app.state.settings.limits.list_items_max)
     items, following = db.read(cases.listing, state, limit, after)
@@ -43,13 +44,13 @@ def listing(
 
 
 @router.get("/{case_id}")
-def one(case_id: int) -> dict[str, Any]:
+def one(case_id: Number) -> dict[str, Any]:
     return db.read(cases.get, case_id)
 
 
 @router.post("/{case_id}/resolve")
 def resolve(
-    request: Request, case_id: int, wanted: Resolution, who: Annotated[Principal, Depends(QUALITY)]
+    request: Request, case_id: Number, wanted: Resolution, who: Annotated[Principal, Depends(QUALITY)]
 ) -> dict[str, Any]:
     """The case afterwards: RESOLVED, or TAKEN where a second person must say the same."""
     db.run(
@@ -61,7 +62,7 @@ def resolve(
 
 
 @router.post("/{case_id}/undo")
-def undo(case_id: int, wanted: Undo, who: Annotated[Principal, Depends(QUALITY)]) -> dict[str, Any]:
+def undo(case_id: Number, wanted: Undo, who: Annotated[Principal, Depends(QUALITY)]) -> dict[str, Any]:
     db.run(
         cases.undo, case_id, principal=who.name, is_person=who.is_person, now=clock.now(), reason=wanted.reason
     )  # fmt: skip

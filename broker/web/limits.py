@@ -1,9 +1,11 @@
-"""Bounds on every request, before anything is parsed (security V6, V8): size, encoding, how many at once."""
+"""Bounds on every request, before anything is parsed (security V6, V8): characters, size, encoding, how many."""
 
 from typing import Any
+from urllib.parse import unquote_plus
 
 from broker.config import Limits
 from broker.web.errors import problem
+from broker.web.fields import CONTROL
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"), (b"referrer-policy", b"no-referrer"),
@@ -26,7 +28,9 @@ class Bounded:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        if headers.get(b"content-encoding", b"identity") != b"identity":
+        if CONTROL.search(scope["path"]) or CONTROL.search(unquote_plus(scope["query_string"].decode("latin-1"))):
+            await problem(422, "not acceptable", "control characters in the path or the query")(scope, receive, send)
+        elif headers.get(b"content-encoding", b"identity") != b"identity":
             await problem(415, "encoded bodies are not taken")(scope, receive, send)
         elif _length(headers) > self.limits.http_body_bytes_max:
             await self._too_large(scope, receive, send)

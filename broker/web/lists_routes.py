@@ -8,6 +8,7 @@ from broker import db, site
 from broker.mwl import worklist
 from broker.ris_bridge import journal
 from broker.web.auth import needs
+from broker.web.fields import Number
 
 router = APIRouter(prefix="/api/v1")
 
@@ -25,7 +26,7 @@ def get_messages(
 
 
 @router.get("/messages/{message_id}", dependencies=[Depends(needs("ris", "qc"))])
-def get_message(message_id: int) -> dict[str, Any]:
+def get_message(message_id: Number) -> dict[str, Any]:
     return db.read(journal.message, message_id)
 
 

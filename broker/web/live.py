@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from typing import TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
 
 from broker import db
 from broker.archive import status
@@ -33,7 +36,8 @@ class Live:
         while True:
             await asyncio.sleep(POLL_SECONDS)
             if self._waiters:
-                await self._look()
+                with contextlib.suppress(SQLAlchemyError):  # away: at the next turn, and those who ask are told
+                    await self._look()
 
     async def _look(self) -> None:
         sequence = await asyncio.to_thread(db.read, status.last_change)
@@ -60,3 +64,8 @@ class Live:
 
     async def in_thread(self, fn: Callable[..., T], *args: object) -> T:
         return await asyncio.to_thread(fn, *args)
+
+
+async def in_time(answer: Future[T], seconds: float) -> T:
+    """Raises TimeoutError where it is not there by then; it may still come."""
+    return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(answer)), seconds)

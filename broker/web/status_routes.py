@@ -9,6 +9,7 @@ from broker import db
 from broker.archive import status
 from broker.errors import InvalidValue
 from broker.web.auth import needs
+from broker.web.fields import Number, check_time
 from broker.web.live import Live
 
 router = APIRouter(prefix="/api/v1/status", dependencies=[Depends(needs("ehr", "ris", "qc"))])
@@ -17,7 +18,10 @@ FILTERS = ("patient_id", "placer_order_number", "study_instance_uid", "state", "
 
 @router.get("/changes")
 async def changes(
-    request: Request, since: int = 0, limit: Annotated[int, Query(ge=1)] = 100, wait: Annotated[float, Query(ge=0)] = 0
+    request: Request,
+    since: Number = 0,
+    limit: Annotated[int, Query(ge=1)] = 100,
+    wait: Annotated[float, Query(ge=0)] = 0,
 ) -> Response:
     live: Live = request.app.state.live
     limit = min(limit, live.limits.list_items_max)
@@ -52,11 +56,13 @@ async def one(
 
 
 @router.get("")
-def listing(request: Request, limit: Annotated[int, Query(ge=1)] = 100, after: int = 0) -> Response:
+def listing(request: Request, limit: Annotated[int, Query(ge=1)] = 100, after: Number = 0) -> Response:
     filters = {name: value for name, value in request.query_params.items() if name not in ("limit", "after")}
     unknown = set(filters) - set(FILTERS)
     if unknown:
         raise InvalidValue(sorted(unknown)[0], f"is no filter of this list; filters are {', '.join(FILTERS)}")
+    if "updated_since" in filters:
+        check_time("updated_since", filters["updated_since"])
     live: Live = request.app.state.live
     documents, following = db.read(status.listing, filters, min(limit, live.limits.list_items_max), after)
     return _json(f'{{"items":[{",".join(documents)}],"next":{following or "null"}}}')

@@ -2,6 +2,7 @@
 
 No hook in the product: a child process wraps `os` and the database's commit, counts, and kills itself with SIGKILL."""
 
+import io
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 from broker import db
 
 EFFECTS = ("open", "write", "fsync", "rename", "link", "unlink", "mkdir")
+_INHERITED: list[object] = []  # the parent's connections: a child neither uses them nor throws them away
 Scenario = Callable[[Callable[[str], None]], None]
 
 
@@ -26,7 +28,8 @@ class Run:
 def every_crash(scenario: Scenario) -> Iterator[Run]:
     """One run for each effect, killed just before it (a write: halfway through it); the last one ends by itself.
 
-    scenario: gets a function to call where an answer would be sent. It opens its own database."""
+    scenario: gets a function to call where an answer would be sent. It works on the engine that is open, with connections
+    of its own."""
     k = 0
     while True:
         k += 1
@@ -58,19 +61,17 @@ def _live(scenario: Scenario, k: int, writer: int) -> None:
         send = os.write
         for name in EFFECTS:
             setattr(os, name, counter.before(name, getattr(os, name)))
+        io.open = counter.making(io.open)  # what pathlib opens files with
 
         def answer(what: str) -> None:
             counter.effect()
             send(writer, f"{what}\n".encode())
 
-        opened = db.open_engine
-
-        def open_engine(*args: Any, **kwargs: Any) -> Any:
-            engine = opened(*args, **kwargs)
-            engine.dialect.do_commit = counter.before("commit", engine.dialect.do_commit)  # type: ignore[method-assign]
-            return engine
-
-        db.open_engine = open_engine  # type: ignore[assignment]
+        engine = db.engine()
+        _INHERITED.append(engine.pool)
+        engine.dispose(close=False)
+        dialect = engine.dialect
+        dialect.do_commit = counter.before("commit", dialect.do_commit)  # type: ignore[method-assign]
         scenario(answer)
         status = 0
     except BaseException:
@@ -99,5 +100,16 @@ class _Counter:
             elif name != "open" or args[1] & os.O_CREAT:
                 self.effect()
             return real(*args, **kwargs)
+
+        return wrapped
+
+    def making(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        """Killed when the file is there and nothing is in it."""
+
+        def wrapped(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+            opened = real(file, mode, *args, **kwargs)
+            if set(mode) & set("wxa"):
+                self.effect()
+            return opened
 
         return wrapped

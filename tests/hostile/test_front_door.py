@@ -1,8 +1,10 @@
 """The DICOM port against peers that lie, stall and flood: the attacks of durability.md 0, at a real socket."""
 
+import errno
 import resource
 import socket
 import struct
+import threading
 import time
 
 import pytest
@@ -13,42 +15,81 @@ from pynetdicom.sop_class import CTImageStorage, Verification
 from broker import config
 from broker.dicom import pdu, verification
 from broker.dicom.listener import Listener
-from broker.dicom.service import C_STORE_RQ, NodeInfo, Offer, Registry, Response
-from broker.errors import NoRoom
+from broker.dicom.service import C_FIND_RQ, C_STORE_RQ, NodeInfo, Offer, Registry, Response
+from broker.errors import DatabaseAway, NoRoom
+from tests import raw
+from tests.house import eventually
+from tests.objects import ct, encoded
 
 RSS_GROWTH_MAX = 64 * 1024 * 1024
-NODE = NodeInfo(1, "CT1", "127.0.0.1", False, "CT1", frozenset({"store"}), "", None)
+NODE = NodeInfo(1, "CT1", "127.0.0.1", False, "CT1", frozenset({"store", "worklist"}), "", None)
+KEEPALIVE = {
+    "SO_KEEPALIVE": 1, "TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000,
+    "TCP_NODELAY": 1,
+}  # fmt: skip
 
 
 class Sink:
-    def __init__(self, fail: bool) -> None:
-        self.bytes, self.fail, self.aborted, self.finished = 0, fail, False, False
+    def __init__(self, store: "Store") -> None:
+        self.bytes, self.store, self.aborted, self.finished = 0, store, False, False
 
     def write(self, data: memoryview) -> None:
-        if self.fail:
+        self.store.perhaps("write")
+        if self.store.fail:
             raise NoRoom("staging")
         self.bytes += len(data)
 
     def finish(self) -> None:
+        self.store.perhaps("finish")
         self.finished = True
 
     def abort(self) -> None:
-        self.aborted = True
+        self.aborted = not self.finished
 
 
 class Store:
+    """fail: nothing can be kept. bug: where it fails as nobody expects. going: cleared, it keeps its answer back."""
+
     right = "store"
 
     def __init__(self) -> None:
         self.sinks: list[Sink] = []
-        self.fail = False
+        self.fail, self.bug = False, ""
+        self.going = threading.Event()
+        self.going.set()
+
+    def perhaps(self, where: str) -> None:
+        if self.bug == where:
+            raise ZeroDivisionError("山田")
 
     def open(self, peer, command, transfer_syntax) -> Sink:
-        self.sinks.append(Sink(self.fail))
+        self.perhaps("open")
+        self.sinks.append(Sink(self))
         return self.sinks[-1]
 
     def handle(self, request):
+        self.perhaps("handle")
         request.sink.finish()
+        self.going.wait(10)
+        yield Response(0x0000)
+
+    def settled(self) -> bool:
+        """Nothing is open any more."""
+        return all(sink.finished or sink.aborted for sink in self.sinks)
+
+
+class Find:
+    """Answers twice, and looks for a C-CANCEL all the time while it is kept back."""
+
+    right = "worklist"
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def handle(self, request):
+        yield Response(0xFF00, raw.ANY_NAME)
+        while not self.store.going.wait(0.01):
+            request.cancelled()
         yield Response(0x0000)
 
 
@@ -58,7 +99,13 @@ def store() -> Store:
 
 
 @pytest.fixture
-def listener(store):
+def nodes():
+    """Who is known; a test may put another function in its place."""
+    return [{"CT1": NODE}.get]
+
+
+@pytest.fixture
+def listener(store, nodes):
     settings = config.Settings()
     settings.dicom.port = 0
     settings.limits.dicom_associate_seconds_max = 1
@@ -68,9 +115,11 @@ def listener(store):
         registry.add(sop_class, offer)
     syntaxes = (str(ExplicitVRLittleEndian), str(DeflatedExplicitVRLittleEndian), str(ImplicitVRLittleEndian))
     registry.add(CTImageStorage, Offer(store, syntaxes, frozenset({C_STORE_RQ}), is_storage=True))
-    door = Listener(settings, registry, {"CT1": NODE}.get, lambda _node, _address: True, lambda *_: None)
+    registry.add(raw.WORKLIST, Offer(Find(store), syntaxes, frozenset({C_FIND_RQ})))
+    door = Listener(settings, registry, lambda ae: nodes[0](ae), lambda _node, _address: True, lambda *_: None)
     door.start()
     yield door
+    store.going.set()
     door.stop(5)
 
 
@@ -253,3 +302,232 @@ def test_an_object_that_cannot_be_kept_is_drained_refused_and_the_association_li
         store.fail = False
     sock.sendall(struct.pack(">BBII", 5, 0, 4, 0))
     assert read_pdu(sock)[0] == pdu.RELEASE_RP
+
+
+# What was begun and not finished leaves nothing
+
+
+def whole_object() -> bytes:
+    ds = ct()
+    return raw.pdv(1, raw.command(raw.C_STORE, raw.CT, ds.SOPInstanceUID), is_command=True) + raw.pdv(1, encoded(ds))
+
+
+def test_a_whole_object_is_let_go_when_the_same_pdu_ends_in_a_lie(listener, store):
+    with raw.associated(listener.port, raw.CT) as peer:
+        peer.send(raw.p_data(whole_object(), raw.pdv(99, b"")))
+        assert peer.read()[0] == pdu.ABORT
+    assert store.sinks
+    assert eventually(store.settled)
+
+
+def test_an_object_that_comes_before_the_answer_to_a_query_is_let_go_with_its_association(listener, store):
+    store.going.clear()
+    with raw.associated(listener.port, raw.CT, raw.WORKLIST) as peer:
+        peer.send(raw.message(3, raw.command(raw.C_FIND, raw.WORKLIST), raw.ANY_NAME))
+        peer.send(raw.p_data(whole_object()))
+        assert peer.read()[0] == pdu.ABORT
+    assert store.sinks
+    assert eventually(store.settled)
+
+
+def test_no_peer_opens_more_than_one_object_beside_the_one_being_answered(listener, store):
+    with raw.associated(listener.port, raw.CT) as peer:
+        peer.send(raw.p_data(*[whole_object() for _ in range(100)]))
+        assert peer.read()[0] == pdu.ABORT
+    assert eventually(store.settled)
+    assert len(store.sinks) <= 2
+
+
+@pytest.mark.parametrize("where", ["open", "write", "finish", "handle"])
+def test_a_bug_costs_one_answer_and_leaves_nothing_open(listener, store, where):
+    store.bug = where
+    with raw.associated(listener.port, raw.CT) as peer:
+        peer.send(raw.store(ct()))
+        status, comment = peer.status()
+        assert status == 0xA700
+        assert comment.isascii()
+        assert eventually(store.settled)
+        store.bug = ""
+        peer.send(raw.store(ct()))
+        assert peer.status() == (0x0000, "")
+    assert store.settled()
+
+
+# The port outlives what it lacks
+
+
+def test_the_port_goes_on_when_no_thread_can_be_started(listener, monkeypatch):
+    begin, failures = threading.Thread.start, [1, 1]
+
+    def start(thread: threading.Thread) -> None:
+        if threading.current_thread().name == "dicom" and failures:
+            failures.pop()
+            raise RuntimeError("can't start new thread")
+        begin(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    for _ in range(2):
+        assert ended(connect(listener))
+    assert echo(listener) == 0x0000
+    assert listener.is_accepting
+    assert len(listener._connections) <= 1
+
+
+class Poor:
+    """A listening socket of a process that has no descriptor left, so and so often."""
+
+    def __init__(self, sock: socket.socket, times: int) -> None:
+        self._sock, self.times = sock, times
+
+    def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        if self.times:
+            self.times -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return self._sock.accept()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._sock, name)
+
+
+def test_without_descriptors_the_oldest_silent_connection_gives_way(listener):
+    listener.limits.dicom_associate_seconds_max = 60
+    idle = [connect(listener) for _ in range(3)]
+    assert eventually(lambda: len(listener._connections) == 3)
+    listener._socket = Poor(listener._socket, 2)
+    assert all(ended(sock) for sock in idle[:2])
+    assert echo(listener) == 0x0000
+    assert idle[2] and len(listener._connections) >= 1
+
+
+def test_the_port_says_that_it_is_dead_when_it_is(listener):
+    assert listener.is_accepting
+    listener.stop(1)
+    assert not listener.is_accepting
+
+
+# Everybody is told
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        raw.context(1, (0x30, raw.VERIFICATION)),
+        raw.context(1, (0x40, raw.IMPLICIT)),
+        raw.context(1),
+        raw.context(1, (0x30, ""), (0x40, "")),
+        raw.context(1, (0x30, raw.VERIFICATION), (0x40, raw.IMPLICIT)) + raw.context(3, (0x30, raw.CT)),
+        raw.context(1, (0x30, "1." * 60), (0x40, raw.IMPLICIT)),
+    ],
+    ids=["no transfer syntax", "no abstract syntax", "nothing", "empty names", "one good, one without", "no UID"],
+)
+def test_a_request_that_the_codec_cannot_answer_is_aborted_or_accepted_and_never_just_closed(listener, context):
+    with raw.Raw(listener.port) as peer:
+        peer.send(raw.request(context))
+        assert peer.read()[0] in (pdu.ABORT, pdu.ASSOCIATE_AC)
+    assert echo(listener) == 0x0000
+
+
+def test_our_own_bug_is_an_abort(listener, nodes):
+    nodes[0] = lambda _ae: 1 / 0
+    with raw.Raw(listener.port) as peer:
+        peer.send(raw.request(*raw.asks_for(raw.VERIFICATION)))
+        assert peer.read()[0] == pdu.ABORT
+
+
+def test_a_device_of_which_nobody_knows_anything_may_try_again(listener, nodes):
+    def away(_ae: str) -> None:
+        raise DatabaseAway("node")
+
+    nodes[0] = away
+    with raw.Raw(listener.port) as peer:
+        peer.send(raw.request(*raw.asks_for(raw.VERIFICATION)))
+        assert peer.read() == (pdu.ASSOCIATE_RJ, bytes([0, 2, 3, 2]))
+
+
+# Slots
+
+
+def test_storage_takes_at_most_half_of_all_connections(listener):
+    listener.limits.dicom_connections_max, listener.limits.dicom_associations_per_ae_max = 8, 100
+    storing = [raw.associated(listener.port, raw.CT) for _ in range(3)]
+    storing.append(raw.associated(listener.port, raw.CT, raw.VERIFICATION))
+    for sop_classes in ([raw.CT], [raw.VERIFICATION, raw.CT]):
+        with raw.Raw(listener.port) as peer:
+            peer.send(raw.request(*raw.asks_for(*sop_classes)))
+            assert peer.read() == (pdu.ASSOCIATE_RJ, bytes([0, 2, 3, 2]))
+    others = [raw.associated(listener.port, raw.WORKLIST) for _ in range(3)]
+    assert echo(listener) == 0x0000
+    storing.pop().sock.close()
+    assert eventually(lambda: len(listener._connections) <= 6)
+    raw.associated(listener.port, raw.CT).sock.close()
+    for peer in storing + others:
+        peer.sock.close()
+
+
+def test_the_share_of_storage_can_be_set(listener):
+    listener.limits.dicom_storage_associations_max = 1
+    with raw.associated(listener.port, raw.CT), raw.Raw(listener.port) as second:
+        second.send(raw.request(*raw.asks_for(raw.CT)))
+        assert second.read()[0] == pdu.ASSOCIATE_RJ
+
+
+def test_a_dead_peer_is_noticed_by_the_system(listener):
+    with raw.associated(listener.port, raw.VERIFICATION):
+        (connection,) = listener._connections
+        options = {
+            name: connection.sock.getsockopt(
+                socket.SOL_SOCKET if name.startswith("SO_") else socket.IPPROTO_TCP, getattr(socket, name)
+            )
+            for name in KEEPALIVE
+        }
+    assert options == KEEPALIVE
+
+
+# The end
+
+
+def stopping(listener, store) -> threading.Thread:
+    """The stop, begun while an answer is kept back, which is then let go."""
+    thread = threading.Thread(target=listener.stop, args=[20])
+    thread.start()
+    time.sleep(0.3)
+    assert thread.is_alive()
+    store.going.set()
+    return thread
+
+
+def test_a_store_and_a_query_in_work_are_answered_before_the_end(listener, store):
+    store.going.clear()
+    with raw.associated(listener.port, raw.CT) as sender, raw.associated(listener.port, raw.WORKLIST) as asker:
+        sender.send(raw.store(ct()))
+        asker.send(raw.message(1, raw.command(raw.C_FIND, raw.WORKLIST), raw.ANY_NAME))
+        assert eventually(lambda: sum(one.association.busy for one in listener._connections) == 2)
+        thread = stopping(listener, store)
+        assert sender.status()[0] == asker.status()[0] == 0x0000
+        assert sender.read()[0] == asker.read()[0] == pdu.ABORT
+        thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_object_half_sent_at_the_end_is_taken_and_answered(listener, store):
+    data = raw.store(ct(PixelData=bytes(40_000), Rows=100, Columns=200))
+    with raw.associated(listener.port, raw.CT) as sender, raw.associated(listener.port, raw.CT) as idle:
+        sender.send(data[:20_000])
+        assert eventually(lambda: any(one.association.busy for one in listener._connections))
+        thread = threading.Thread(target=listener.stop, args=[20])
+        thread.start()
+        assert idle.read()[0] == pdu.ABORT
+        sender.send(data[20_000:])
+        assert sender.status() == (0x0000, "")
+        thread.join(20)
+    assert store.sinks[0].finished
+
+
+def test_an_object_that_never_ends_is_cut_when_the_time_to_stop_is_over(listener, store):
+    with raw.associated(listener.port, raw.CT) as sender:
+        sender.send(raw.store(ct())[:-100])
+        assert eventually(lambda: any(one.association.busy for one in listener._connections))
+        started = time.monotonic()
+        listener.stop(1)
+        assert time.monotonic() - started < 5
+    assert eventually(store.settled)

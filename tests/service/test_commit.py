@@ -1,19 +1,23 @@
 """Accepted studies into the archive: whatever happens between two steps, nothing is lost and nothing is there twice."""
 
+import errno
 import hashlib
 from pathlib import Path
 
 import pydicom
 import pytest
+import structlog.testing
 
 from broker import clock, db, leases
 from broker.archive import commit, plan, rendition
+from broker.archive.intake import accept
 from broker.archive.store import LocalStore, custody_key, make_store
 from broker.errors import Unreadable
-from broker.model.images import Instance, Study
+from broker.model.images import Instance, ReconciliationCase, Study
 from broker.model.work import AuditEvent
 from broker.mwl import patients
 from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
+from tests.objects import ct, stage
 from tests.service.exam import Exams
 
 
@@ -245,3 +249,169 @@ def test_a_staged_file_that_is_gone_is_told(exams, accepted):
     exams.staged_files()[0].unlink()
     with pytest.raises(Unreadable, match="not in staging"):
         commit.commit_study(exams.settings, accepted)
+
+
+# What stands in the way of one
+
+
+@pytest.fixture
+def another(exams) -> int:
+    """A study of one image, accepted for ACC002; it came after `accepted`."""
+    order = exams.place("ACC002")
+    study = exams.receive(exams.uid("ACC002"), 1, AccessionNumber="ACC002", PatientName="YAMADA^TAROU=山田^太郎")
+    exams.accept(study, order)
+    return study
+
+
+def breaks(module, name: str, instance: Instance, error: BaseException, monkeypatch) -> None:
+    """That function raises for that instance."""
+    real = getattr(module, name)
+
+    def call(*args, **kwargs):
+        if any(getattr(one, "pk", None) == instance.key for one in args if isinstance(one, Instance)):
+            raise error
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, call)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("embedded null character"), TypeError("expected string"), OSError(errno.EIO, "Input/output error")],
+    ids=lambda error: type(error).__name__,
+)
+def test_one_bad_instance_keeps_neither_its_study_s_others_nor_other_studies_waiting(
+    exams, accepted, another, monkeypatch, error
+):
+    bad = exams.instances(accepted)[0]
+    with monkeypatch.context() as broken:
+        breaks(commit, "_render", bad, error, broken)
+        with structlog.testing.capture_logs() as logs:
+            assert commit.work(exams.settings) == 2
+        assert exams.states(accepted) == ("ACCEPTED", ["STAGED", "STORED"])
+        assert exams.states(another) == ("ARCHIVED", ["STORED"])
+        study = exams.get(Study, accepted)
+        assert study.attempts == 1
+        assert study.not_before > clock.now()
+        assert commit.work(exams.settings) == 0  # backs off
+    assert "null character" not in str([line.get("reason") for line in logs])
+    assert [line["instance"] for line in logs if line["event"] == "instance.not_stored"] == [bad.key]
+    exams.set(Study, accepted, not_before=None)
+    commit.work(exams.settings)
+    assert exams.states(accepted) == ("ARCHIVED", ["STORED", "STORED"])
+    assert exams.get(Study, accepted).attempts == 0
+
+
+def test_a_study_whose_plan_cannot_be_made_keeps_no_other_waiting(exams, accepted, another, monkeypatch):
+    real = plan.make_plan
+
+    def make_plan(session, study_pk, *args):
+        if study_pk == accepted:
+            raise KeyError("a bug")
+        return real(session, study_pk, *args)
+
+    monkeypatch.setattr(plan, "make_plan", make_plan)
+    assert commit.work(exams.settings) == 2
+    assert exams.states(another)[0] == "ARCHIVED"
+    assert exams.get(Study, accepted).attempts == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EMFILE])
+def test_a_full_archive_ends_the_pass_and_is_nobody_s_failure(exams, accepted, another, monkeypatch, number):
+    """What was copied until then is available, and leaves staging."""
+    first, second = exams.instances(accepted)
+    with monkeypatch.context() as broken:
+        breaks(commit, "_render", second, OSError(number, "no room"), broken)
+        assert commit.work(exams.settings) == 1
+    assert exams.states(accepted) == ("ACCEPTED", ["STORED", "STAGED"])
+    assert exams.get(Instance, first.key).staged_key == ""
+    study = exams.get(Study, accepted)
+    assert (study.attempts, study.lease_until) == (0, None)
+    for one in (accepted, another):
+        exams.set(Study, one, not_before=None)
+    commit.work(exams.settings)
+    assert [exams.states(one)[0] for one in (accepted, another)] == ["ARCHIVED", "ARCHIVED"]
+
+
+def test_a_staged_file_that_does_not_go_keeps_nobody_waiting(exams, accepted, another):
+    commit.work(exams.settings)
+    stuck, after = exams.instances(accepted)
+    for one in (stuck, after):
+        exams.set(Instance, one.key, staged_key=f"ab/cd/{one.key}.dcm")
+    (exams.settings.staging_dir / f"ab/cd/{stuck.key}.dcm").mkdir()  # unlink refuses a folder, whoever asks
+    rest = exams.settings.staging_dir / f"ab/cd/{after.key}.dcm"
+    rest.write_bytes(b"what somebody who was killed left")
+    exams.set(Study, another, state="ACCEPTED", not_before=None)
+    assert commit.work(exams.settings) == 1
+    assert not rest.exists()
+    assert [one.staged_key for one in exams.instances(accepted)] == [f"ab/cd/{stuck.key}.dcm", ""]
+
+
+def cases(exams: Exams) -> list[tuple[str, str, str, str]]:
+    return [(one.kind, one.subject, one.level, one.state) for one in exams.rows(ReconciliationCase)]
+
+
+def test_what_fails_again_and_again_becomes_a_case_and_goes_on_being_tried(exams, accepted, monkeypatch):
+    bad, _ = exams.instances(accepted)
+    exams.settings.limits.commit_attempts_max = 3
+    subject = f"study:{accepted}"
+
+    def try_once() -> None:
+        exams.set(Study, accepted, not_before=None)
+        commit.work(exams.settings)
+
+    with monkeypatch.context() as broken:
+        breaks(commit, "_render", bad, ValueError("山田"), broken)
+        for _ in range(2):
+            try_once()
+        assert cases(exams) == []
+        for _ in range(3):
+            try_once()
+            assert cases(exams) == [("commit_failed", subject, "amber", "OPEN")]
+        (case,) = exams.rows(ReconciliationCase)
+        assert case.reasons == [f"not in the archive: instance {bad.key}: cannot be stored: ValueError"]
+        assert (case.study_pk, case.order_pk) == (accepted, exams.get(Study, accepted).order_pk)
+        exams.set(Study, accepted, attempts=5_000)
+        try_once()
+        assert exams.get(Study, accepted).attempts == 5_001
+    try_once()
+    assert exams.states(accepted) == ("ARCHIVED", ["STORED", "STORED"])
+    assert cases(exams) == [("commit_failed", subject, "amber", "RESOLVED")]
+    assert exams.rows(ReconciliationCase)[0].resolution == {"action": "stored"}
+
+
+def test_what_another_node_has_to_purge_is_left_to_it(exams, accepted):
+    commit.work(exams.settings)
+    one = exams.instances(accepted)[0]
+    exams.set(Instance, one.key, staged_node="another", staged_key="ab/cd/theirs.dcm")
+    commit.purge(exams.settings)
+    assert exams.get(Instance, one.key).staged_key == "ab/cd/theirs.dcm"
+
+
+def test_a_file_that_came_while_the_old_one_was_purged_is_not_forgotten(exams, accepted):
+    commit.work(exams.settings)
+    one = exams.instances(accepted)[0]
+    exams.set(Instance, one.key, staged_key="ab/cd/new.dcm")
+    db.run(commit._forget_staged, {one.key: "ab/cd/old.dcm"})
+    assert exams.get(Instance, one.key).staged_key == "ab/cd/new.dcm"
+
+
+def test_what_the_archive_lost_is_hidden_and_comes_back_with_the_next_sending(exams):
+    ds = ct(StudyInstanceUID=exams.uid("ACC001"))
+
+    def send() -> Instance:
+        instance = accept(exams.settings, exams.staging, stage(exams.staging, ds), now=clock.now()).instance
+        assert instance is not None
+        return instance
+
+    first = send()
+    exams.accept(first.study_pk, exams.place())
+    commit.work(exams.settings)
+    (exams.archive() / exams.get(Instance, first.key).store_key).unlink()
+    assert send().key == first.key
+    assert exams.states(first.study_pk) == ("RECEIVING", ["HIDDEN"])
+    exams.work()
+    assert exams.states(first.study_pk) == ("ARCHIVED", ["STORED"])
+    instance = exams.get(Instance, first.key)
+    assert data_set_sha256(exams.archive() / instance.store_key) == instance.sha256
+    assert instance.staged_key == ""

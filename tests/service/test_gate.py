@@ -61,11 +61,11 @@ def perform(exams: Exams, order: int, *, study_uid: str = "", uid: str = "2.25.1
     return db.run(write)
 
 
-def named(uid: str = "2.25.1") -> dict[str, object]:
+def named(uid: str = "2.25.1", accession: str = "ACC001") -> dict[str, object]:
     """Images that name their MPPS and their step, and nothing else."""
     performed, request = Dataset(), Dataset()
     performed.ReferencedSOPClassUID, performed.ReferencedSOPInstanceUID = "1.2.840.10008.3.1.2.3.3", uid
-    request.RequestedProcedureID, request.ScheduledProcedureStepID = "RPACC001", "S0ACC001"
+    request.RequestedProcedureID, request.ScheduledProcedureStepID = f"RP{accession}", f"S0{accession}"
     return {"ReferencedPerformedProcedureStepSequence": [performed], "RequestAttributesSequence": [request]}
 
 
@@ -294,6 +294,23 @@ def test_a_wrong_entry_is_found_by_the_series_that_the_mpps_names(exams, order):
     exams.set(PerformedStep, performed, **WRONG)
     exams.work()
     assert states(exams, exams.uid("ACC001")) == ("IN_REVIEW", ["HIDDEN"])
+
+
+def test_a_wrong_entry_concerns_its_own_study_alone(exams, order):
+    """However the MPPS is known: by the Study UID, by what objects name, by its series."""
+    _, third = place(exams, "ACC002", SATO), place(exams, "ACC003")
+    performed = perform(exams, order, study_uid=exams.uid("ACC001"))
+    other = perform(exams, third, study_uid=exams.uid("ACC003"), uid="2.25.3")
+    db.run(lambda session: session.add(
+        PerformedSeries(performed_pk=other, series_instance_uid=f"{exams.uid('ACC003')}.1"[:64], instance_uids=[])
+    ))  # fmt: skip
+    exams.send(exams.uid("ACC001"), **named())
+    exams.send(exams.uid("ACC002"), AccessionNumber="ACC002", **SATOS)
+    exams.send(exams.uid("ACC003"), AccessionNumber="ACC003", **named("2.25.3", "ACC003"))
+    exams.work()
+    exams.set(PerformedStep, performed, **WRONG)
+    exams.work()
+    assert [states(exams, exams.uid(f"ACC00{n}"))[0] for n in (1, 2, 3)] == ["IN_REVIEW", "ARCHIVED", "ARCHIVED"]
 
 
 def test_what_two_persons_let_in_after_the_wrong_entry_stays(exams, order):

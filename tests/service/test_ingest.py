@@ -1,24 +1,34 @@
 """From a staged file to rows, on both databases: once, whatever comes how often, in which order, at the same time."""
 
+import contextlib
 import hashlib
+import os
+import socket
+import sqlite3
 import threading
+from collections.abc import Callable, Iterator
 
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ImplicitVRLittleEndian
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import event
+from sqlalchemy.exc import DataError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as NoTurn
 from sqlmodel import Session, SQLModel, select
 
 from broker import clock, db, outbox
-from broker.archive import ingest
+from broker.archive import ingest, intake
+from broker.archive.digest import canonical_digest
 from broker.archive.intake import accept
+from broker.archive.recovery import recover
 from broker.archive.scp import StorageService
 from broker.archive.staging import Staging
 from broker.archive.store import make_store
 from broker.dicom.service import C_STORE_RQ, Command, Request
-from broker.errors import DatabaseAway
+from broker.errors import BrokerError
 from broker.model.images import Instance, Series, Study
 from broker.model.work import AuditEvent
 from broker.states import STUDY, advance
+from tests.house import eventually
 from tests.objects import PEER, ct, encoded, stage
 
 
@@ -226,20 +236,47 @@ def request(staging, ds) -> Request:
     return Request(PEER, command, "1.2.840.10008.1.2.1", sink=sink)
 
 
-def test_while_the_database_is_away_the_answer_is_a702_and_no_file_stays_behind(settings, staging, monkeypatch):
-    service = StorageService(settings, staging)
-    real = ingest.register
+def test_0000_is_not_handed_out_before_the_row_is_there(settings, staging):
+    answer = next(iter(StorageService(settings, staging).handle(request(staging, ct()))))
+    assert answer.status == 0x0000
+    assert [one.staged_key for one in rows(Instance)] == files(staging) != []
 
-    def away(*_args, **_kwargs):
-        raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
 
-    monkeypatch.setattr(ingest, "register", away)
-    with pytest.raises(DatabaseAway) as refused:
-        list(service.handle(request(staging, ct())))
-    assert refused.value.wire.dimse_c == 0xA702
-    assert len(files(staging)) == 1  # the commit may have worked: the file stays until the database can be asked
-    monkeypatch.setattr(ingest, "register", real)
-    (answer,) = service.handle(request(staging, ct()))
+def refused(service: StorageService, staging: Staging, ds) -> BrokerError:
+    with pytest.raises(BrokerError) as caught:
+        list(service.handle(request(staging, ds)))
+    return caught.value
+
+
+def broken(*_args: object, **_kwargs: object) -> None:
+    raise OperationalError("", {}, Exception("server closed the connection"))
+
+
+def no_turn(*_args: object, **_kwargs: object) -> None:
+    raise NoTurn("no connection in time")
+
+
+@contextlib.contextmanager
+def commits_fail(with_what: Callable[..., None] = broken) -> Iterator[None]:
+    """The connection breaks in each COMMIT, and nobody knows what the server made of it."""
+    event.listen(db.engine(), "commit", with_what)
+    try:
+        yield
+    finally:
+        event.remove(db.engine(), "commit", with_what)
+
+
+@pytest.mark.parametrize("trouble", [broken, no_turn])
+def test_while_the_database_is_away_every_repeat_is_answered_a702_and_no_file_stays(
+    settings, staging, monkeypatch, trouble
+):
+    service, ds = StorageService(settings, staging), ct()
+    with monkeypatch.context() as away:
+        away.setattr(ingest, "register", trouble)
+        for _ in range(3):
+            assert refused(service, staging, ds).wire.dimse_c == 0xA702
+            assert files(staging) == []
+    (answer,) = service.handle(request(staging, ds))
     assert answer.status == 0x0000
     assert files(staging) == [rows(Instance)[0].staged_key]
 
@@ -250,14 +287,161 @@ def test_a_commit_whose_answer_was_lost_keeps_its_file(settings, staging, monkey
 
     def lose_the_answer(fn, *args, **kwargs):
         real(fn, *args, **kwargs)
-        raise OperationalError("COMMIT", {}, Exception("server closed the connection"))
+        broken()
 
     ds = ct()
     monkeypatch.setattr(db, "run", lose_the_answer)
-    with pytest.raises(DatabaseAway):
-        list(service.handle(request(staging, ds)))
+    assert refused(service, staging, ds).wire.dimse_c == 0xA702
     monkeypatch.setattr(db, "run", real)
     for _ in range(2):
         (answer,) = service.handle(request(staging, ds))
         assert answer.status == 0x0000
     assert files(staging) == [one.staged_key for one in rows(Instance)]
+
+
+def test_the_file_of_a_commit_in_doubt_stays_whatever_is_stored_meanwhile(settings, staging):
+    """The server may end its COMMIT long after the connection broke: then there is a row, and here is its file."""
+    service, ds = StorageService(settings, staging), ct()
+    with commits_fail():
+        assert refused(service, staging, ds).wire.dimse_c == 0xA702
+    (doubtful,) = files(staging)
+    list(service.handle(request(staging, ct())))
+    assert doubtful in files(staging)
+    assert recover(settings, staging).adopted == 1
+    assert next(iter(service.handle(request(staging, ds)))).status == 0x0000
+    assert sorted(files(staging)) == sorted(one.staged_key for one in rows(Instance))
+    assert len(rows(Instance)) == 2
+
+
+def test_a_commit_that_outlives_its_connection_finds_its_file(settings, staging):
+    service, ds = StorageService(settings, staging), ct()
+    if db.is_sqlite():
+        return  # its COMMIT is in this process, and ends with it
+    with slow_commits(ds.SOPInstanceUID):
+        with hanging_up():
+            assert refused(service, staging, ds).wire.dimse_c == 0xA702
+        list(service.handle(request(staging, ct())))
+        assert len(rows(Instance)) == 1  # the server is at the first one still
+        assert eventually(lambda: len(rows(Instance)) == 2)
+        assert next(iter(service.handle(request(staging, ds)))).status == 0x0000
+        assert sorted(files(staging)) == sorted(one.staged_key for one in rows(Instance))
+
+
+@contextlib.contextmanager
+def slow_commits(sop_instance_uid: str) -> Iterator[None]:
+    """The server takes a second for the COMMIT of that instance."""
+
+    def execute(*statements: str) -> None:
+        with db.engine().begin() as connection:
+            for statement in statements:
+                connection.exec_driver_sql(statement)
+
+    execute(
+        "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+        f"IF NEW.sop_instance_uid = '{sop_instance_uid}' THEN PERFORM pg_sleep(1); END IF; RETURN NEW; END $$",
+        "CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON instance DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION slow()",
+    )
+    try:
+        yield
+    finally:
+        execute("DROP TRIGGER slow ON instance", "DROP FUNCTION slow")
+
+
+@contextlib.contextmanager
+def hanging_up() -> Iterator[None]:
+    """The network breaks while the server is at a COMMIT."""
+
+    def soon(connection) -> None:
+        wire = socket.socket(fileno=os.dup(connection.connection.dbapi_connection.fileno()))
+        threading.Timer(0.2, wire.shutdown, [socket.SHUT_RDWR]).start()
+
+    with commits_fail(soon):
+        yield
+
+
+def test_a_commit_that_was_refused_leaves_no_doubt_about_the_next_try(settings, staging, monkeypatch):
+    real, tries = ingest.register, []
+
+    def register(*args, **kwargs):
+        tries.append(1)
+        return real(*args, **kwargs) if len(tries) == 1 else broken()
+
+    def locked(_connection) -> None:
+        raise OperationalError("", {}, Exception("database is locked"))
+
+    monkeypatch.setattr(ingest, "register", register)
+    with commits_fail(locked):
+        assert refused(StorageService(settings, staging), staging, ct()).wire.dimse_c == 0xA702
+    assert len(tries) == 2
+    assert files(staging) == []
+
+
+def test_a_full_disk_of_sqlite_is_no_doubt(settings, staging):
+    def full(_connection) -> None:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorname = "SQLITE_FULL"
+        raise OperationalError("", {}, error)
+
+    with commits_fail(full):
+        assert refused(StorageService(settings, staging), staging, ct()).wire.dimse_c == 0xA702
+    assert files(staging) == []
+
+
+@pytest.mark.parametrize("error", [DataError, IntegrityError, ProgrammingError, KeyError])
+def test_what_the_database_will_never_take_is_answered_c000_and_put_aside(settings, staging, monkeypatch, error):
+    """It would be refused at every repeat, and at every start."""
+
+    def fail(*_args, **_kwargs):
+        raise error("", {}, Exception("invalid")) if error is not KeyError else error("a bug")
+
+    monkeypatch.setattr(ingest, "register", fail)
+    assert refused(StorageService(settings, staging), staging, ct()).wire.dimse_c == 0xC000
+    assert files(staging) == []
+    assert len(list(staging.refused.iterdir())) == 1
+
+
+def test_a_race_for_one_uid_that_is_lost_again_and_again_is_to_be_tried_later(settings, staging, monkeypatch):
+    def lose(*_args, **_kwargs):
+        raise IntegrityError("", {}, sqlite3.IntegrityError("UNIQUE constraint failed: instance.sop_instance_uid"))
+
+    monkeypatch.setattr(ingest, "register", lose)
+    assert refused(StorageService(settings, staging), staging, ct()).wire.dimse_c == 0xA700
+    assert files(staging) == []
+
+
+@pytest.mark.parametrize("transfer_syntax", ["1.2.840.10008.1.2.1", ImplicitVRLittleEndian])
+@pytest.mark.parametrize("where", ["staging", "archive"])
+def test_a_copy_of_what_is_gone_takes_its_place_before_0000_is_said(settings, staging, where, transfer_syntax):
+    ds = ct()
+    first = send(settings, staging, ds).instance
+    digest = canonical_digest(staging.path(first.staged_key).open("rb"), first.transfer_syntax_uid, settings.limits)
+    change(Instance, first.key, canonical_digest=str(digest))
+    staging.path(first.staged_key).unlink()
+    if where == "archive":
+        change(Instance, first.key, state="STORED", staged_key="", store_key="custody/1", store_sha256="0")
+    assert not send(settings, staging, ds, transfer_syntax).duplicate
+    (instance,) = rows(Instance)
+    assert files(staging) == [instance.staged_key]
+    assert (instance.pk, instance.store_key, instance.transfer_syntax_uid) == (first.pk, "", transfer_syntax)
+    assert instance.state == ("HIDDEN" if where == "archive" else "STAGED")
+    assert send(settings, staging, ds, transfer_syntax).duplicate
+
+
+def test_bytes_that_went_to_the_archive_while_it_was_asked_are_not_taken_for_lost(settings, staging, monkeypatch):
+    ds = ct()
+    first = send(settings, staging, ds).instance
+    path = staging.path(first.staged_key)
+    real = intake._is_there
+
+    def meanwhile(*args):
+        if path.exists():
+            make_store(settings).put("custody/1", path, sha256_of(path))
+            path.unlink()
+            change(Instance, first.key, store_key="custody/1", staged_key="")
+        return real(*args)
+
+    monkeypatch.setattr(intake, "_is_there", meanwhile)
+    assert send(settings, staging, ds).duplicate
+    assert rows(Instance)[0].store_key == "custody/1"
+    assert files(staging) == []

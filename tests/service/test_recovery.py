@@ -1,18 +1,24 @@
 """Each line of the crash table (durability.md 1.4), set up by hand and put right; a second time nothing is to be done."""
 
+import errno
+import os
+
 import pytest
 from pydicom.uid import ImplicitVRLittleEndian
+from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import Session, select
 
 from broker import clock, config, db
+from broker.archive import ingest, recovery
 from broker.archive.intake import accept
 from broker.archive.recovery import recover
 from broker.archive.staging import Staging
+from broker.errors import NoRoom
 from broker.model.images import Instance, Study
 from broker.model.work import AuditEvent
 from tests.objects import ct, stage
 
-NOTHING = {"swept": 0, "adopted": 0, "copies": 0, "unreadable": 0, "missing": 0}
+NOTHING = {"swept": 0, "adopted": 0, "copies": 0, "unreadable": 0, "missing": 0, "left": 0}
 
 
 @pytest.fixture
@@ -137,3 +143,114 @@ def test_more_orphans_than_a_batch_are_all_adopted(settings, staging, monkeypatc
         stage(staging, ct())
     recovered(settings, staging, adopted=5)
     assert len(instances()) == 5
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_orphan_with_a_nul_inside_a_text_is_adopted_like_any_other(settings, staging):
+    stage(staging, ct(Modality="C\0TX", PatientID="1\x002"))
+    recovered(settings, staging, adopted=1)
+    assert instances()[0].facts["undecodable"] == ["modality", "patient_id"]
+
+
+def poison(ds, error):
+    """`ingest.register` as it is, but for that object."""
+    real = ingest.register
+
+    def register(session, staged, **how):
+        if staged.header.sop_instance_uid == ds.SOPInstanceUID:
+            raise error
+        return real(session, staged, **how)
+
+    return register
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        DataError("", {}, Exception("NUL")),
+        OperationalError("", {}, Exception("lock timeout")),
+        NoRoom("(0008,0018)"),
+        OSError(errno.EIO, "Input/output error"),
+        KeyError("a bug"),
+    ],
+    ids=["never taken", "locked", "no room", "cannot be read", "a bug"],
+)
+def test_an_orphan_that_cannot_be_adopted_stays_and_stops_neither_the_others_nor_the_start(
+    settings, staging, monkeypatch, error
+):
+    orphans = [ct() for _ in range(3)]
+    keys = [stage(staging, ds).key for ds in orphans]
+    with monkeypatch.context() as bad:
+        bad.setattr(ingest, "register", poison(orphans[1], error))
+        for adopted in (2, 0):
+            assert recover(settings, staging).counts() == NOTHING | {"adopted": adopted, "left": 1}
+        assert sorted(staging.keys()) == sorted(keys)
+    recovered(settings, staging, adopted=1)
+
+
+def test_an_orphan_that_the_disk_does_not_give_back_stays(settings, staging, monkeypatch):
+    stage(staging, ct())
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as bad:
+        bad.setattr(recovery, "read_header", fail)
+        assert recover(settings, staging).counts() == NOTHING | {"left": 1}
+    recovered(settings, staging, adopted=1)
+
+
+def test_without_a_database_there_is_no_start_and_every_orphan_stays(settings, staging, monkeypatch):
+    keys = [stage(staging, ct()).key for _ in range(3)]
+    asked = []
+
+    def away(*_args, **_kwargs):
+        asked.append(1)
+        raise OperationalError("", {}, Exception("connection refused"))
+
+    monkeypatch.setattr(ingest, "register", away)
+    monkeypatch.setattr(ingest, "with_row", lambda session, keys: set() if len(keys) > 1 else away())
+    with pytest.raises(OperationalError):
+        recover(settings, staging)
+    assert len(asked) == 2  # once for the first orphan, once whether it is away altogether
+    assert sorted(staging.keys()) == sorted(keys)
+
+
+def test_what_cannot_be_swept_is_left(settings, staging):
+    (staging.incoming / "folder.part").mkdir()
+    stage(staging, ct())
+    assert recover(settings, staging).counts() == NOTHING | {"adopted": 1, "left": 1}
+
+
+@pytest.mark.parametrize("now", [{"store_key": "custody/1"}, {"staged_key": "ab/cd/another.dcm"}, {}])
+def test_a_row_is_looked_at_again_before_it_is_marked(settings, staging, now):
+    instance = register(settings, staging, ct())
+
+    def change(session: Session) -> None:
+        session.add(session.get_one(Instance, instance.key).sqlmodel_update(now))
+
+    db.run(change)
+    gone = {instance.key: instance.staged_key}
+    assert db.run(recovery._mark_missing, gone, lambda key: bool(now), now=clock.now()) == []
+    assert not instances()[0].missing
+
+
+def test_a_file_that_cannot_be_looked_at_is_not_missed(settings, staging, monkeypatch):
+    instance = register(settings, staging, ct())
+    path, real = staging.path(instance.staged_key), os.stat
+
+    def fail(what, *args, **kwargs):
+        if what == path:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(what, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", fail)
+    assert recover(settings, staging).counts() == NOTHING
+
+
+def test_an_orphan_of_last_year_that_cannot_be_read_is_kept_as_long_as_any_other(settings, staging):
+    path = staging.path(stage(staging, ct()).key)
+    path.write_bytes(path.read_bytes()[:-1])
+    os.utime(path, (0, 0))
+    recovered(settings, staging, unreadable=1)
+    assert len(list(staging.refused.iterdir())) == 1

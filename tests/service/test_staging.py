@@ -244,3 +244,33 @@ def test_little_room_is_logged_once_a_minute(staging, monkeypatch):
 
 def test_a_node_keeps_its_name_over_restarts(settings):
     assert Staging(settings).node == Staging(settings).node != ""
+
+
+def test_a_file_that_somebody_took_away_is_no_failure_of_the_volume(staging):
+    sink = open_sink(staging, ct())
+    sink.write(memoryview(b"beginning"))
+    for part in staging.incoming.iterdir():
+        part.unlink()
+    with pytest.raises(NoRoom):
+        sink.finish()
+    assert files(staging) == []
+    assert stage(staging, ct())
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_no_descriptor_left_is_no_failure_of_the_volume(staging, monkeypatch, number):
+    def fail(*_args, **_kwargs):
+        raise OSError(number, "Too many open files")
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "open", fail)
+        with pytest.raises(NoRoom):
+            open_sink(staging, ct())
+    assert stage(staging, ct())
+
+
+def test_what_cannot_be_removed_is_left_to_the_next_start(staging):
+    (staging.root / "folder.dcm").mkdir()
+    with structlog.testing.capture_logs() as logs:
+        staging.remove("folder.dcm")
+    assert [line["event"] for line in logs] == ["staging.not_removed"]

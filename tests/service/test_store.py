@@ -42,6 +42,36 @@ def test_what_is_put_can_be_opened_and_has_its_hash(archive, source, tmp_path):
     assert source.exists()
 
 
+def test_file_then_name_then_folders_are_made_durable_and_then_it_is_read_again(archive, source, tmp_path, monkeypatch):
+    """durability.md 1.4, step 8."""
+    done = []
+    root = tmp_path / "archive"
+    fsync, link, read = os.fsync, os.link, store._hash_on_disk
+
+    def note_fsync(descriptor):
+        done.append("fsync " + os.readlink(f"/proc/self/fd/{descriptor}").removeprefix(str(tmp_path)))
+        fsync(descriptor)
+
+    def note_link(aside, target):
+        done.append(f"link {target.relative_to(root)}")
+        link(aside, target)
+
+    def note_read(path):
+        done.append(f"read {path.relative_to(root)}")
+        return read(path)
+
+    monkeypatch.setattr(os, "fsync", note_fsync)
+    monkeypatch.setattr(os, "link", note_link)
+    monkeypatch.setattr(store, "_hash_on_disk", note_read)
+    archive.put(KEY, source, SHA)
+    folders = [f"fsync /archive/{parent}" for parent in list(Path(KEY).parents)[:-1]]
+    assert done[0].startswith("fsync /archive/in/")
+    assert done[1:] == [f"link {KEY}", *folders, "fsync /archive", "fsync ", f"read {KEY}"]
+    del done[:]
+    archive.put(KEY, source, SHA)  # whoever wrote it may have been killed before its folders were durable
+    assert done == [*folders, "fsync /archive", "fsync ", f"read {KEY}"]
+
+
 def test_the_same_object_put_again_is_found_and_not_written_twice(archive, source, tmp_path):
     archive.put(KEY, source, SHA)
     before = files(tmp_path)[0].stat().st_ino
@@ -106,6 +136,11 @@ def test_half_copies_of_the_killed_are_swept_and_those_under_way_are_not(archive
     archive.sweep(3600)
     assert not old.exists()
     assert young.exists()
+
+
+def test_half_copies_that_cannot_be_swept_stop_nobody(archive, tmp_path):
+    (tmp_path / "archive" / "in" / "folder.part").mkdir(parents=True)
+    archive.sweep(-1)
 
 
 def test_what_is_not_there_is_told_by_its_key(archive):

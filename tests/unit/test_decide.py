@@ -76,6 +76,8 @@ CASES = [
     ("46", "H", {**BY_A, "name": ""}),
     ("46", "H", {"accession_number": "TYPED"}),
     ("46", "H", {"items": item(status="ON_HOLD")}),
+    ("46", "H", {"is_cut": True}),
+    ("46", "H", {"is_cut": True, "decided": DECIDED}),
     ("16/32", "C", {"id_via": "rule"}),
     ("16/32", "C", {"accession_number": "acc1"}),
     ("36", "C", {"id_via": "merge"}),

@@ -1,5 +1,6 @@
 """The walk to the last byte, and what is read on the way."""
 
+import json
 import random
 import struct
 import tracemalloc
@@ -71,7 +72,7 @@ def test_the_facts_are_the_same_in_every_native_transfer_syntax(put, transfer_sy
     assert (request["requested_procedure_id"], request["sps_id"]) == ("RP001", "SPS001")
     assert (facts["rows"], facts["columns"], facts["frames"]) == (4, 4, "")
     assert facts["pixels"]["length"] == 32
-    assert facts["undecodable"] == []
+    assert (facts["undecodable"], facts["facts_cut"]) == ([], [])
 
 
 def test_encapsulated_pixels_are_walked_fragment_by_fragment(put):
@@ -253,6 +254,74 @@ def test_a_text_that_its_character_set_does_not_explain_is_kept_escaped_and_flag
     facts = read_header(put(data), ExplicitVRLittleEndian, LIMITS).facts
     assert facts["patient_name"] == "\\x8eR^T"
     assert facts["undecodable"] == ["patient_name"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("keyword", "value", "name", "kept"),
+    [
+        ("Modality", "C\0TX", "modality", "C\\x00TX"),
+        ("Modality", "\0CT", "modality", "\\x00CT"),
+        ("PatientID", "1\x002", "patient_id", "1\\x002"),
+        ("PatientName", "YAMADA\x01^TARO", "patient_name", "YAMADA\\x01^TARO"),
+        ("AccessionNumber", "A\nC", "accession_number", "A\\x0aC"),
+        ("StationName", "CT\x7f1", "station_name", "CT\\x7f1"),
+    ],
+)
+def test_a_control_character_inside_a_text_is_kept_escaped_and_flagged(put, keyword, value, name, kept):
+    facts = read_header(put(encoded(ct(**{keyword: value}))), ExplicitVRLittleEndian, LIMITS).facts
+    assert (facts[name], facts["undecodable"]) == (kept, [name])
+
+
+def test_nul_at_the_end_of_a_text_is_padding(put):
+    ds = image()
+    ds.Modality = "X"
+    data = encoded(ds).replace(element(0x00080060, b"CS", b"X "), element(0x00080060, b"CS", b"CT\0\0\0\0"))
+    facts = read_header(put(data), ExplicitVRLittleEndian, LIMITS).facts
+    assert (facts["modality"], facts["undecodable"]) == ("CT", [])
+
+
+def requests(count: int, value: bytes) -> bytes:
+    return element(0x00400275, b"SQ", item(element(0x00401001, b"SH", value)) * count)
+
+
+def with_requests(count: int, value: bytes) -> bytes:
+    ds = image()
+    del ds.RequestAttributesSequence
+    data = encoded(ds)
+    at = data.index(b"\xe0\x7f\x10\x00")
+    return data[:at] + requests(count, value) + data[at:]
+
+
+def test_more_items_than_the_limit_are_not_kept_and_that_is_told(put):
+    limits = Limits(header_items_max=3)
+    for count, cut in ((3, []), (4, ["request_attributes"])):
+        facts = read_header(put(with_requests(count, b"R1")), ExplicitVRLittleEndian, limits).facts
+        assert [one["requested_procedure_id"] for one in facts["request_attributes"]] == ["R1"] * 3
+        assert facts["facts_cut"] == cut
+
+
+def test_more_text_than_the_limit_is_not_kept_and_that_is_told(put):
+    """What the object is filed by is kept whatever else it says."""
+    for limits in (Limits(header_facts_bytes_max=1000), Limits(header_facts_bytes_max=0)):
+        header = read_header(put(with_requests(5, b"R" * 400)), ExplicitVRLittleEndian, limits)
+        assert (header.study_instance_uid, header.series_instance_uid) == ("1.2.3", "1.2.3.1")
+        assert "requested_procedure_id" in header.facts["facts_cut"]
+        kept = [one["requested_procedure_id"] for one in header.facts["request_attributes"]]
+        assert len("".join(kept)) <= limits.header_facts_bytes_max
+        assert len(kept) == 5
+
+
+def test_a_header_that_says_far_too_much_costs_little_memory(put):
+    """durability.md I10"""
+    data = with_requests(9_500, b"A" * 4000)
+    path = put(data)
+    tracemalloc.start()
+    facts = read_header(path, ExplicitVRLittleEndian, LIMITS).facts
+    assert tracemalloc.get_traced_memory()[1] < 1024 * 1024
+    tracemalloc.stop()
+    assert len(json.dumps(facts)) < 2 * LIMITS.header_facts_bytes_max
+    assert facts["facts_cut"] == ["request_attributes", "requested_procedure_id"]
 
 
 @pytest.mark.filterwarnings("ignore:The value length")

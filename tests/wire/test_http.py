@@ -136,6 +136,66 @@ def test_every_error_is_problem_json_that_says_what(broker, path, role, status):
     assert answer.json()["title"]
 
 
+HUGE = 10**20 - 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/v1/status/changes?since={HUGE}", f"/api/v1/status/changes?since=-{HUGE}", f"/api/v1/status?after={HUGE}",
+        f"/api/v1/messages/{HUGE}", f"/api/v1/cases/{HUGE}", f"/api/v1/cases?after={HUGE}",
+        "/api/v1/status/A%00B", "/api/v1/status?patient_id=%00", "/api/v1/status?state=%0a", "/api/v1/worklist?ae=%00",
+        "/api/v1/messages?state=%00", "/api/v1/cases?state=%00", "/api/v1/status/A%1b", "/api/v1/status/A%c2%85",
+        "/static/%00", "/api/v1/status?updated_since=0001-01-01T00:00:00%2B14:00",
+        "/api/v1/status?updated_since=9999-12-31T23:59:59-14:00", "/api/v1/status?updated_since=0001-01-01",
+        "/api/v1/status?updated_since=yesterday", "/api/v1/status/changes?wait=nan",
+    ],
+)  # fmt: skip
+def test_what_no_column_can_hold_is_not_acceptable_and_no_trouble_of_ours(broker, path):
+    answer = get(broker, path, "admin")
+    assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"/api/v1/status/changes?since={2**63 - 1}", f"/api/v1/messages/{2**63 - 1}", f"/api/v1/cases?after={2**63 - 1}",
+        "/api/v1/status?updated_since=0002-01-01", "/api/v1/status?patient_id=%E5%B1%B1", "/api/v1/status?limit=" + "9" * 30,
+        "/api/v1/status/%ff%fe", "/api/v1/status?state=x&state=y",
+    ],
+)  # fmt: skip
+def test_what_a_column_can_hold_is_looked_for(broker, path):
+    assert get(broker, path, "admin").status_code in (200, 404)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"action": "match", "order_id": %d}' % HUGE, b'{"action": "match", "sps_id": "a\\u0000"}',
+        b'{"action": "reject", "code": "\\u0000"}', b'{"action": "\\u0000"}',
+        b'{"action": "reject", "reason": "\\u0000"}', b'{"action": "\\ud800"}', b'{"\\ud800": 1}',
+    ],
+)  # fmt: skip
+def test_nor_in_a_body(broker, body):
+    answer = httpx.post(
+        f"http://127.0.0.1:{broker.ports['http']}/api/v1/cases/1/resolve", content=body,
+        headers={"Authorization": f"Bearer {broker.tokens['qc']}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    assert answer.status_code == 422, answer.text
+
+
+def test_a_dead_port_is_not_ready(broker):
+    from fastapi.testclient import TestClient
+
+    from broker.web.app import create_app
+
+    well = {"dicom": lambda: True, "hl7": lambda: True}
+    assert TestClient(create_app(broker.settings, {}, well)).get("/healthz/ready").status_code == 200
+    answer = TestClient(create_app(broker.settings, {}, well | {"dicom": lambda: False})).get("/healthz/ready")
+    assert answer.status_code == 503
+    assert answer.json()["dead"] == ["dicom"]
+
+
 def test_a_disabled_token_is_no_token(broker):
     name = next(row.name for row in db.read(site.tokens) if row.role == "ehr")
     db.run(site.disable_token, name, now=clock.now(), actor="test")
