@@ -102,6 +102,7 @@ class Limits(Section):
     dicom_contexts_max: int = 128
     dicom_command_bytes_max: int = 64 * 1024
     dicom_identifier_bytes_max: int = 1024 * 1024
+    dicom_attributes_bytes_max: int = 4 * 1024 * 1024  # of an N-CREATE or N-SET: it lists every image of the exam
     dicom_object_bytes_max: int = 4 * 1024**3
     dicom_pipelined_requests_max: int = 16
     header_elements_max: int = 20_000

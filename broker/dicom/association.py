@@ -297,7 +297,8 @@ class Assembler:
     def _add_data(self, data: memoryview) -> None:
         limits = self.association.limits
         if self._sink is None:
-            self._keep(data, limits.dicom_identifier_bytes_max)
+            is_n = self._command is not None and self._command.field >= 0x0100
+            self._keep(data, limits.dicom_attributes_bytes_max if is_n else limits.dicom_identifier_bytes_max)
             return
         self._received += len(data)
         try:

@@ -1,5 +1,7 @@
 """Performed steps over the wire: pynetdicom as the scanner, one status per row of conformance.md 2.4."""
 
+import copy
+
 import pytest
 from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -188,6 +190,19 @@ def strict_start(modality: Modality, item: Dataset) -> str:
     if create(modality, poor, ids.uid("2.25")).Status != 0x0120:
         return ""
     return modality.start([item])
+
+
+def test_an_exam_of_very_many_images_can_be_finished(broker, exam):
+    modality, item = exam
+    uid = modality.start([item])
+    last = modality.final(modality.images(item, 1))
+    (image,) = last.PerformedSeriesSequence[0].ReferencedImageSequence
+    references = [copy.copy(image) for _ in range(12_000)]
+    for number, reference in enumerate(references):
+        reference.ReferencedSOPInstanceUID = f"1.2.392.200036.9125.9.0.{10**20 + number}"
+    last.PerformedSeriesSequence[0].ReferencedImageSequence = references
+    assert modality._mpps("send_n_set", last, uid)[0] == 0x0000
+    assert broker.rows(PerformedStep)[0].status == "COMPLETED"
 
 
 def test_a_list_of_series_replaces_the_one_before(broker, exam):
