@@ -104,16 +104,18 @@ def resolve(
     study = db.lock(session, Study, study_pk)
     case = _locked(session, case_pk)
     if action != "reject":
-        _refuse_what_got_worse(session, study, case, desk)
+        gathered = Gathering(session, study, now=desk.now, settings=desk.settings)
+        _refuse_what_got_worse(gathered, case)
+        if release.is_another_patient(gathered, case, target):
+            case.level = "red"  # whatever the case asks: an image of one patient under another's name takes two
     if _agreed(session, case, desk):
         carry_out(session, case, study, target, desk)
     return case
 
 
-def _refuse_what_got_worse(session: Session, study: Study, case: ReconciliationCase, desk: Desk) -> None:
+def _refuse_what_got_worse(gathered: Gathering, case: ReconciliationCase) -> None:
     """One person decides what one person may: an MPPS, a patient or further objects may have come since the case was
     opened. The next pass of the gate brings it up to date."""
-    gathered = Gathering(session, study, now=desk.now, settings=desk.settings)
     if case.level != "red" and gathered.new and decide(gathered.facts).outcome == "HH":
         raise WrongState("case", "has become more doubtful since it was opened: look at it again in a moment")
 

@@ -126,6 +126,17 @@ def _stranger(gathered: Gathering, first: Seen, seen: Sequence[Seen]) -> PersonC
     return PersonCommand((Identifier(value, issuer),), first.name, normalise.birth_date(first.birth_date), first.sex)
 
 
+def is_another_patient(gathered: Gathering, case: ReconciliationCase, target: Target) -> bool:
+    """Whether the images of the case name somebody else than the order that a person gives them to, or differ from its
+    patient in more than one thing (grades G3 to GX, reconciliation.md 3.3)."""
+    if target.patient is None or target.order is None:
+        return False
+    whom = Person(target.patient.key, target.patient.name, target.patient.birth_date, target.patient.sex)
+    whom = next((one for one in gathered.facts.people if one.pk == whom.pk), whom)
+    seen = [one for one in gathered.facts.seen if set(case.instances) & set(one.instances)]
+    return any(grade(one, whom).code in ("G3", "G4", "G5", "GX") for one in seen)
+
+
 def _no_target(session: Session, study_pk: int, desk: Desk) -> Target:
     if desk.wanted.code not in REJECTION_CODES:
         raise InvalidValue("code", f"is none of {', '.join(REJECTION_CODES)}")
@@ -298,11 +309,13 @@ def take_back(session: Session, study: Study, case: ReconciliationCase, principa
         session.add(instance)
         held.append(instance.key)
     case.instances = sorted({*case.instances, *held})
+    for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study.key)).all():
+        outbox.touch(
+            session, order_pk
+        )  # HELD until somebody decides anew: AVAILABLE goes back to no less (contract.md 4)
     audit.record(
         session, "study.undo", f"study:{study.key}", actor=principal, now=now, case=case.key, instances=len(held)
     )
-    for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study.key)).all():
-        outbox.touch(session, order_pk)
 
 
 def _back(instance: Instance) -> str | None:

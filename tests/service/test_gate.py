@@ -205,6 +205,19 @@ def test_what_was_let_in_does_not_move_to_another_patient_with_what_came_later(e
     assert shown(exams, right).PatientID == "0000012345"
 
 
+def test_an_amber_case_is_not_given_to_another_patient_by_one_person(exams, order):
+    exams.send(OWN, AccessionNumber="", **{**SATOS, "PatientID": "0000955555"})
+    exams.work()
+    assert case_of(exams, OWN).level == "amber"
+    resolve(exams, OWN, "match", order_id=order)
+    assert (case_of(exams, OWN).level, case_of(exams, OWN).state) == ("red", "TAKEN")
+    exams.work()
+    assert states(exams, OWN) == ("IN_REVIEW", ["HELD"])
+    resolve(exams, OWN, "match", "token:two", order_id=order)
+    exams.work()
+    assert states(exams, OWN) == ("ARCHIVED", ["STORED"])
+
+
 # Unscheduled
 
 
@@ -393,7 +406,7 @@ def test_a_remembered_identity_stays_remembered_and_is_corrected_each_time(exams
     }  # fmt: skip
     exams.send(OWN, **mistyped)
     exams.work()
-    resolve(exams, OWN, "match", order_id=order)
+    resolve(exams, OWN, "match", *BOTH, order_id=order)
     exams.work()
     for _ in range(3):
         (later,) = exams.send(OWN, **mistyped)

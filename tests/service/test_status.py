@@ -192,7 +192,8 @@ def test_a_match_undone_takes_the_order_from_available_back_to_held(exams, order
     study = exams.receive("1.2.392.99999.5", PatientID="999")
     case = exams.hold(study)
     how = {"principal": "token:qc", "is_person": False, "now": clock.now()}
-    db.run(cases.resolve, case, "match", order_id=order, settings=exams.settings, **how)
+    for who in ("token:colleague", "token:qc"):
+        db.run(cases.resolve, case, "match", order_id=order, settings=exams.settings, **how | {"principal": who})
     exams.settings.reconcile.complete_without_mpps_seconds = 0
     commit.work(exams.settings)
     performed_by_images.work(exams.settings)
@@ -204,7 +205,8 @@ def test_a_match_undone_takes_the_order_from_available_back_to_held(exams, order
     shown = document(exams, order)
     assert (shown["state"], shown["images"]["available"]) == ("HELD", 0)
     other = exams.place("ACC002", SATO)
-    db.run(cases.resolve, case, "match", order_id=other, settings=exams.settings, **how)
+    for who in ("token:colleague", "token:qc"):
+        db.run(cases.resolve, case, "match", order_id=other, settings=exams.settings, **how | {"principal": who})
     assert state(exams, order) == "SCHEDULED"
     assert document(exams, order)["images"]["received"] == 0
     assert document(exams, other)["images"]["received"] == 2

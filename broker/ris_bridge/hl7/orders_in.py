@@ -44,7 +44,7 @@ def _check_order_of_segments(msg: Message, imaging: bool) -> None:
     if "ORC" not in names:
         raise MissingField("ORC", "an order message holds at least one ORC", err="100")
     if "PID" not in names or names.index("PID") > names.index("ORC"):
-        raise MissingField("PID", "PID stands before the first ORC", err="100")
+        raise MissingField("PID", "a PID must stand before the first ORC", err="100")
     for group in groups(msg.segments, "ORC"):
         inside = [segment.name for segment in group]
         if group[0].get(1) in CANCELS:  # ORM_O01: the detail is optional, and a cancel needs none

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from broker.config import Site
-from broker.errors import MissingField, Unsupported
+from broker.errors import InvalidValue, MissingField, Unsupported
 from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Message, Segment
@@ -17,6 +17,7 @@ MERGES = ("A40",)
 SEX = {"M": "M", "F": "F", "O": "O", "A": "O"}
 # CX.5 (table 0203) of what names a person. An account, a visit, an insurance may be shared by a family.
 PERSONAL = ("", "PI", "MR", "PT")
+PARTIAL_DATE = re.compile(r"[0-9]{4}([0-9]{2})?")
 NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 
 
@@ -70,10 +71,21 @@ def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
     return PersonCommand(
         identifiers=personal,
         name=None if pid.field(5) == NULL else person(pid, 5, site),
-        birth_date=null(pid.get(7), values.date),
+        birth_date=null(pid.get(7), lambda value: _birth_date(pid, value)),
         sex=null(pid.get(8), lambda value: SEX.get(value.upper()[:1])),
         attributes={**_other_ids(found), **_qualifiers(pid), **_allergies(msg), **_measures(msg)},
     )
+
+
+def _birth_date(pid: Segment, value: str) -> str | None:
+    """A year or a month alone says nothing that can be compared (5.4). What is no date at all is refused: the gate
+    would miss a birth date that nobody knows was lost."""
+    if PARTIAL_DATE.fullmatch(value):
+        return None
+    found = values.date(value)
+    if found is None:
+        raise InvalidValue(pid.place(7), "is no date: YYYYMMDD", err="102")
+    return found
 
 
 def _identifiers(segment: Segment, number: int, site: Site) -> Iterator[Identifier]:
