@@ -44,7 +44,7 @@ hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
 	$(PYTEST) tests/hostile
 
 crash: $(VENV)/ready  ## kill -9 at every durable effect, then KILLS=40 times in a storm; nothing acknowledged is lost
-	$(PYTEST) -rP tests/crash --kills $(KILLS)
+	$(PYTEST) -rP --show-capture=stdout tests/crash --kills $(KILLS)
 
 safety: $(VENV)/ready  ## CASES=3000 invented studies: none is filed by a rule under a patient or order that it disagrees with
 	$(PYTEST) tests/safety --cases $(CASES)

@@ -30,6 +30,7 @@ from broker.web.http_protocol import with_limits
 ROLES = ("web", "dicom", "hl7", "jobs")
 OWNERS = {"dicom", "jobs"}  # they fill and empty the staging folder
 START_SECONDS_MAX = 30
+NOTE_SECONDS_MAX = 5  # for the audit row of a start or stop
 
 
 class Broker:
@@ -58,16 +59,16 @@ class Broker:
         self._open_database()
         if owns:
             self._recover()
+        self._note("process.start")
+        self._stops.append(lambda: self._note("process.stop"))
+        if "jobs" in self.roles:  # before the ports, so that they close before it ends
+            self._run(Jobs(self.settings))
         if "dicom" in self.roles:
             self._start_dicom()
         if "hl7" in self.roles:
             self._start_hl7()
         if "web" in self.roles:
             self._start_web()
-        if "jobs" in self.roles:
-            self._run(Jobs(self.settings))
-        self._note("process.start")
-        self._stops.append(lambda: self._note("process.stop"))
 
     def stop(self) -> None:
         while self._stops:
@@ -145,6 +146,7 @@ class Broker:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                backlog=descriptors.HTTP_BACKLOG,
             )
         )
         thread = threading.Thread(target=server.run, args=([listening],), name="web", daemon=True)
@@ -163,7 +165,10 @@ class Broker:
         self._stops.append(worker.stop)
 
     def _note(self, action: audit.Action) -> None:
-        db.run(audit.record, action, "process", actor="broker", now=clock.now(), version=__version__, roles=self.roles)
+        with db.within(NOTE_SECONDS_MAX):
+            db.run(
+                audit.record, action, "process", actor="broker", now=clock.now(), version=__version__, roles=self.roles
+            )
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -133,7 +133,7 @@ class StagingSink:
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write(self._file, file_meta(command, transfer_syntax, peer.ae_title))
-        except OSError:
+        except BaseException:
             self.abort()
             raise
 
