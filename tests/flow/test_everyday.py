@@ -233,6 +233,11 @@ def test_a_dose_report_or_capture_hours_later_goes_where_its_study_went(broker, 
     assert instance.store_key
 
 
+def told(broker):
+    document = broker.ehr().status("ACC001")
+    return document["steps"][0]["state"], document["images"]["available"]
+
+
 @pytest.mark.parametrize("transfer_syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
 def test_the_whole_study_again_changes_nothing(broker, exam, transfer_syntax):
     scanner, item = exam
@@ -240,6 +245,7 @@ def test_the_whole_study_again_changes_nothing(broker, exam, transfer_syntax):
     scanner.store(images)
     assert settled(broker, item.StudyInstanceUID) == ("1", "A")
     before = [(one.pk, one.sha256, one.store_key, one.state) for one in broker.rows(Instance)]
+    assert eventually(lambda: told(broker) == ("STARTED", 2)), "all that the images have to say has been said"
     version = broker.ehr().status("ACC001")["version"]
     assert scanner.store(images, transfer_syntax=transfer_syntax) == [0x0000] * 2
     assert [(one.pk, one.sha256, one.store_key, one.state) for one in broker.rows(Instance)] == before
