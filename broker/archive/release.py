@@ -310,9 +310,7 @@ def take_back(session: Session, study: Study, case: ReconciliationCase, principa
         held.append(instance.key)
     case.instances = sorted({*case.instances, *held})
     for order_pk in session.exec(select(StudyOrder.order_pk).where(StudyOrder.study_pk == study.key)).all():
-        outbox.touch(
-            session, order_pk
-        )  # HELD until somebody decides anew: AVAILABLE goes back to no less (contract.md 4)
+        outbox.touch(session, order_pk)  # HELD until somebody decides anew (contract.md 4)
     audit.record(
         session, "study.undo", f"study:{study.key}", actor=principal, now=now, case=case.key, instances=len(held)
     )

@@ -69,7 +69,7 @@ def test_where_nothing_was_ever_read_nobody_is_called_unknown(away):
 
 def test_a_refusal_that_cannot_be_written_is_no_error(away):
     away()
-    access.note_refusal("STRANGER", "192.0.2.1", "BROKER", "unknown AE title")
+    assert access.note_refusal("STRANGER", "192.0.2.1", "BROKER", "unknown AE title") is None
 
 
 def test_the_same_refusal_is_written_once_in_a_while():

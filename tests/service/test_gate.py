@@ -9,7 +9,7 @@ from pydicom.dataset import Dataset
 from sqlmodel import select
 
 from broker import clock, db, site
-from broker.archive import candidates, cases, gate, performed_by_images, status
+from broker.archive import candidates, cases, gate, performed_by_images
 from broker.errors import InvalidValue, WrongState
 from broker.model.images import Decision, Instance, ReconciliationCase, Study, StudyOrder
 from broker.model.orders import ScheduledStep
@@ -22,13 +22,6 @@ from tests.service.exam import SATO, YAMADA, Exams
 SATOS = {"PatientID": "0000023456", "PatientName": "SATO^HANAKO", "PatientSex": "F", "PatientBirthDate": "19850315"}
 WRONG = {"status": "DISCONTINUED", "discontinuation_code": "110514", "discontinuation_scheme": "DCM"}
 OWN = "1.2.392.5"  # a Study UID of the device's own
-
-
-@pytest.fixture
-def exams(database, settings, monkeypatch) -> Exams:
-    status.configure(settings)
-    monkeypatch.setattr(db, "_finishers", [status.publish])
-    return Exams(settings)
 
 
 @pytest.fixture

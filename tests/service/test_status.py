@@ -20,13 +20,6 @@ from tests.service.exam import SATO, Exams
 
 
 @pytest.fixture
-def exams(database, settings, monkeypatch) -> Exams:
-    status.configure(settings)
-    monkeypatch.setattr(db, "_finishers", [status.publish])
-    return Exams(settings)
-
-
-@pytest.fixture
 def order(exams) -> int:
     return exams.place()
 

@@ -139,8 +139,13 @@ def test_half_copies_of_the_killed_are_swept_and_those_under_way_are_not(archive
 
 
 def test_half_copies_that_cannot_be_swept_stop_nobody(archive, tmp_path):
-    (tmp_path / "archive" / "in" / "folder.part").mkdir(parents=True)
+    stubborn = tmp_path / "archive" / "in" / "folder.part"
+    stubborn.mkdir(parents=True)
+    other = stubborn.with_name("half.part")
+    other.write_bytes(b"half")
     archive.sweep(-1)
+    assert stubborn.exists()
+    assert not other.exists()
 
 
 def test_what_is_not_there_is_told_by_its_key(archive):
