@@ -13,7 +13,8 @@ from broker.model.base import Row, blob, json_field, link, moment
 class ImagingOrder(Row, table=True):
     """placed_at: the order's own time (ORC-9, else MSH-7). last_event_at: of the newest message applied (stale guard).
     withheld: why its items are offered to no device (a question for a person is open); empty = offered.
-    reported_at: when a final report was known. attributes: further worklist attributes by DICOM keyword."""
+    reported_at: when a final report was known. attributes: further worklist attributes by DICOM keyword.
+    identifier_pk: the patient identifier that it was placed under. replaces_pk: the order that it stands in for."""
 
     __tablename__ = "imaging_order"
     __table_args__ = (UniqueConstraint("accession_number", "accession_issuer"),)
@@ -27,6 +28,8 @@ class ImagingOrder(Row, table=True):
     reported_at: dt.datetime | None = moment()
     attributes: dict[str, Any] = json_field()
     message_pk: int | None = Field(default=None, index=False)
+    identifier_pk: int | None = link("patient_identifier.pk", nullable=True)
+    replaces_pk: int | None = link("imaging_order.pk", nullable=True)
 
 
 class RequestedProcedure(Row, table=True):
@@ -63,7 +66,7 @@ class ScheduledStep(Row, table=True):
     status: states.STEP. dataset: every return key, Explicit VR LE and UTF-8, encoded once per change; empty while the
     step lacks a type 1 key (it is then on no worklist and a case is open). version: counts those encodings.
     patient_id, accession_number, modality, start_*: promoted from the dataset because queries filter on them.
-    placer_*, filler_*: of the order group that asked for it."""
+    placer_*, filler_*: of the order group that asked for it. appointment_*: of its slot in a schedule."""
 
     __tablename__ = "scheduled_step"
     __table_args__ = (
@@ -71,6 +74,7 @@ class ScheduledStep(Row, table=True):
         Index("ix_scheduled_step_worklist", "status", "start_date", "modality"),
         Index("ix_scheduled_step_placer", "placer_number", "placer_issuer"),
         Index("ix_scheduled_step_filler", "filler_number", "filler_issuer"),
+        Index("ix_scheduled_step_appointment", "appointment_number", "appointment_issuer"),
     )
     requested_procedure_pk: int = link("requested_procedure.pk")
     order_pk: int = link("imaging_order.pk")
@@ -89,6 +93,8 @@ class ScheduledStep(Row, table=True):
     placer_issuer: str = ""
     filler_number: str = ""
     filler_issuer: str = ""
+    appointment_number: str = ""
+    appointment_issuer: str = ""
     dataset: bytes = blob()
     attributes: dict[str, Any] = json_field()
 
@@ -123,3 +129,21 @@ class OfferedItem(Row, table=True):
     first_at: dt.datetime = Field(sa_type=UTCDateTime)
     last_at: dt.datetime = Field(sa_type=UTCDateTime)
     times: int = Field(default=1, sa_column_kwargs={"server_default": text("1")})
+
+
+class Report(Row, table=True):
+    """One version of a report. status: FHIR DiagnosticReport.status. document: a PDF, empty where there is none.
+    superseded: a later version of the same number is here."""
+
+    __tablename__ = "report"
+    __table_args__ = (Index("ix_report_number", "number", "issuer"),)
+    order_pk: int = link("imaging_order.pk")
+    status: str
+    number: str = ""
+    issuer: str = ""
+    title: str = ""
+    text: str = ""
+    document: bytes = blob()
+    issued_at: dt.datetime | None = moment()
+    superseded: bool = False
+    message_pk: int | None = Field(default=None, index=False)

@@ -1,18 +1,21 @@
 """Who: patients, their identifiers, and what we knew about them before."""
 
+import datetime as dt
 from typing import Any
 
 from sqlalchemy import UniqueConstraint
 
-from broker.model.base import Row, json_field, link
+from broker.model.base import Row, json_field, link, moment
 
 
 class Patient(Row, table=True):
-    """name: DICOM PN of up to three groups `alphabetic=ideographic=phonetic`. birth_date: YYYYMMDD or empty.
-    sex: M, F, O or empty. attributes: further worklist attributes by DICOM keyword. merged_into: the survivor."""
+    """name: DICOM PN of up to three groups `alphabetic=ideographic=phonetic`. romanised: its first group was made from
+    the third by a table. birth_date: YYYYMMDD or empty. sex: M, F, O or empty. attributes: further worklist attributes
+    by DICOM keyword. merged_into: the survivor."""
 
     __tablename__ = "patient"
     name: str = ""
+    romanised: bool = False
     birth_date: str = ""
     sex: str = ""
     attributes: dict[str, Any] = json_field()
@@ -40,3 +43,19 @@ class PatientVersion(Row, table=True):
     birth_date: str = ""
     sex: str = ""
     cause: str = ""
+
+
+class PatientMerge(Row, table=True):
+    """A merge, a move or a change of identifier, with all that is needed to take it back. patient_pk: the survivor, or
+    who got the identifier. prior_pk: who lost it; None where nobody had it. moved: what went over, and what it was
+    before, by table."""
+
+    __tablename__ = "patient_merge"
+    event: str
+    patient_pk: int = link("patient.pk")
+    prior_pk: int | None = link("patient.pk", nullable=True)
+    cause: str = ""
+    moved: dict[str, Any] = json_field()
+    happened_at: dt.datetime | None = moment()
+    undone_at: dt.datetime | None = moment()
+    undone_by: str = ""

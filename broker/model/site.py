@@ -47,8 +47,11 @@ class UnknownPeer(Row, table=True):
 
 
 class Sender(Row, table=True):
-    """An HL7 sender. address: source address, empty = any. messages: allowed types (`ORM`, `ADT^A40`), empty = all.
-    character_set: used in place of MSH-18, empty = MSH-18."""
+    """An HL7 sender. address: source address, empty = any. tls_subject: common name of its client certificate, empty =
+    any or none. messages: allowed types (`ORM`, `ADT^A40`), empty = all. character_set: used in place of MSH-18,
+    empty = MSH-18. mapping: the profile that reads its messages, empty = by message type. on_trouble: what it gets
+    where we cannot take a message, `close` or `AE`; empty = the setting. order_responses: ORR, ORI and ORG in place of
+    a plain ACK."""
 
     __tablename__ = "sender"
     name: str = Field(unique=True)
@@ -57,6 +60,41 @@ class Sender(Row, table=True):
     address: str = ""
     messages: list[str] = json_field(list)
     character_set: str = ""
+    tls_subject: str = ""
+    mapping: str = ""
+    on_trouble: str = ""
+    order_responses: bool = False
+
+
+class Intake(Row, table=True):
+    """Where orders are fetched. kind: `folder`, watched at `path`; `poll`, asked at `url` from `cursor` on, with the
+    bearer token in `secret_file`. format: hl7, csv, json. mapping, character_set: as of a sender."""
+
+    __tablename__ = "intake"
+    name: str = Field(unique=True)
+    kind: str
+    path: str = ""
+    url: str = ""
+    secret_file: str = ""
+    format: str = "hl7"
+    mapping: str = ""
+    character_set: str = ""
+    every_seconds: float = 10
+    cursor: str = ""
+    next_at: dt.datetime | None = moment()
+    last_error: str = ""
+
+
+class MappingProfile(Row, table=True):
+    """One version of a mapping profile, as its author wrote it. active: the one in use; at most one of a name."""
+
+    __tablename__ = "mapping_profile"
+    __table_args__ = (UniqueConstraint("name", "version"),)
+    name: str
+    version: int
+    text: str
+    active: bool = False
+    made_by: str = ""
 
 
 class ApiToken(Row, table=True):

@@ -19,19 +19,21 @@ class Identifier:
 
 @dataclass(frozen=True)
 class PersonCommand:
-    """identifiers: first is the leading one (Patient ID)."""
+    """identifiers: first is the leading one (Patient ID). romanised: the first group of the name was made from the
+    third by a table, nobody wrote it."""
 
     identifiers: tuple[Identifier, ...]
     name: str | None = None
     birth_date: str | None = None
     sex: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
+    romanised: bool = False
 
 
 @dataclass(frozen=True)
 class StepCommand:
     """sps_id: empty = make one. station_ae_titles: None = no change. placer_*, filler_*: of its own order group, where
-    a procedure comes in several."""
+    a procedure comes in several. appointment_*: of the slot in a schedule (SCH-2, else SCH-1)."""
 
     sps_id: str = ""
     modality: str | None = None
@@ -44,6 +46,8 @@ class StepCommand:
     placer_issuer: str = ""
     filler_number: str = ""
     filler_issuer: str = ""
+    appointment_number: str = ""
+    appointment_issuer: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,16 +68,34 @@ class ProcedureCommand:
     steps: tuple[StepCommand, ...] = ()
 
 
-Control = Literal["NW", "XO", "CA", "DC"]
+Missing = Literal["generate", "derive"]
+
+
+@dataclass(frozen=True)
+class Policies:
+    """How an identifier comes to be that the message does not have (what must be there was refused before): a new one,
+    or one derived from the order's numbers with their issuers, so that the same order gets the same again."""
+
+    accession_number: Missing = "generate"
+    requested_procedure_id: Missing = "generate"
+    sps_id: Missing = "generate"
+    study_instance_uid: Missing = "derive"
+
+
+# Table 0119 as the broker acts on it, and what ADT and SIU ask of steps.
+# RP, RU and RO: one NW that `replaces`. OC, OD, CR: CA, DC. note: OK, UA, UC, UX, RQ, which change nothing here.
+Control = Literal["NW", "XO", "CA", "DC", "HD", "RL", "SC", "SN", "NA", "SS", "note", "no_show"]
 PRIORITIES = ("LOW", "ROUTINE", "MEDIUM", "HIGH", "STAT")  # of (0040,1003), the most urgent last
 
 
 @dataclass(frozen=True)
 class OrderCommand:
-    """control: table 0119. patient: of a new order, whom it is for; of the others, whose the sender says it is.
-    begun: the message says that the exam is already in progress (ORC-5 IP). at: the order's own time (ORC-9, else
-    MSH-7), for the stale guard. accession_number: empty = make one. place: where in the message the order stands
-    (`ORC^1`), for errors."""
+    """control: table 0119. status: ORC-5 (table 0038), empty or unlisted: control decides. patient: of a new order,
+    whom it is for; of the others, whose the sender says it is. begun: the exam is already in progress (ORC-5 IP of a
+    new order). at: the order's own time (ORC-9, else MSH-7), for the stale guard. accession_number: empty = make one
+    by `policies`. known: what to do with a new order that is known with other content. unknown: what to do with a
+    change of an order that is not known. replaces: the orders that this one stands in for, by their numbers. place:
+    where in the message the order stands (`ORC^1`), for errors."""
 
     control: Control
     accession_number: str = ""
@@ -86,14 +108,65 @@ class OrderCommand:
     reason: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
     place: str = ""
+    status: str = ""
+    replaces: "tuple[OrderCommand, ...]" = ()
+    known: Literal["refuse", "change"] = "refuse"
+    unknown: Literal["refuse", "place"] = "refuse"
+    policies: Policies = Policies()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an order command came to. reply: ORC-1 of an order response (table 0119): OK, UC (too late to cancel), NA
+    (numbers assigned), SC (status), RQ (replaced as requested). status: ORC-5 of it."""
+
+    order_pk: int
+    reply: str = "OK"
+    status: str = ""
 
 
 @dataclass(frozen=True)
 class PatientCommand:
-    """event: what to do with it. prior: for merge, the identifier that goes away. at: when the event happened."""
+    """event: what to do with it. prior: the identifier that goes away (merge), goes over to this patient (move), or is
+    replaced by this patient's first (change_id). at: when the event happened."""
 
-    event: Literal["update", "merge"]
+    event: Literal["update", "merge", "move", "change_id"]
     patient: PersonCommand
     prior: Identifier | None = None
     at: dt.datetime | None = None
     cause: str = ""
+
+
+@dataclass(frozen=True)
+class VisitCommand:
+    """What happened to one visit or order of a patient, and to no other. visit: PV1-19, else PID-18. order: where the
+    message names an order, its numbers. location: where the patient is now (PV1-3); None: not said."""
+
+    event: Literal["arrive", "unarrive", "transfer"]
+    patient: PersonCommand
+    visit: Identifier | None = None
+    order: OrderCommand | None = None
+    location: str | None = None
+    at: dt.datetime | None = None
+    cause: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """A report on an order. order: its numbers and its patient (control `note`). status: table 0123 as FHIR says it.
+    number: of the report itself, by which a later version replaces it. document: a PDF; empty: none."""
+
+    order: OrderCommand
+    status: Literal["preliminary", "final", "amended", "cancelled"]
+    number: str = ""
+    issuer: str = ""
+    title: str = ""
+    text: str = ""
+    document: bytes = b""
+    issued_at: dt.datetime | None = None
+    at: dt.datetime | None = None
+    place: str = ""
+
+
+Command = OrderCommand | PatientCommand | VisitCommand | ReportCommand
