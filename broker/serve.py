@@ -22,7 +22,7 @@ from broker.jobs import Jobs
 from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
-from broker.ris_bridge import inbox
+from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.web.app import create_app
 from broker.web.http_protocol import with_limits
@@ -120,7 +120,7 @@ class Broker:
         self._alive["dicom"] = lambda: listener.is_accepting
 
     def _start_hl7(self) -> None:
-        server = MllpServer(self.settings, lambda raw, peer: inbox.receive_hl7(raw, peer, self.settings))
+        server = MllpServer(self.settings, lambda raw, peer, turn: road.receive(raw, peer, self.settings, turn))
         loop = asyncio.new_event_loop()
         thread = threading.Thread(target=loop.run_forever, name="hl7", daemon=True)
         thread.start()

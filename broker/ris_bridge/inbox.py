@@ -1,248 +1,217 @@
-"""The conductor of inbound messages: journal, effect and acknowledgement in one transaction, answered after it."""
+"""The conductor of inbound messages, whatever road they come by: journal, effect and answer in one transaction."""
 
-import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
-from zoneinfo import ZoneInfo
 
+from sqlalchemy import insert
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
-from sqlmodel import Session, col, select
+from sqlmodel import Session, col, delete, select
 
-from broker import access, clock, db, log
+from broker import clock, db, log
 from broker.config import Settings
-from broker.errors import BrokerError, DuplicateKey, NotAllowed, Unreadable, Unsupported
-from broker.model.messages import Message as Journal
-from broker.model.site import Sender
-from broker.mwl import orders, patients
-from broker.ris_bridge.hl7 import ack, charset, message, orders_in, patients_in
-from broker.ris_bridge.hl7.message import Header, Message
-from broker.ris_bridge.hl7.mllp import Answer
+from broker.errors import BrokerError, DuplicateKey
+from broker.model.messages import Message, MessageKey
+from broker.mwl.commands import Command
+from broker.ris_bridge import effects
+from broker.ris_bridge.effects import Done
+from broker.ris_bridge.turns import TURNS, Keys, Turn
 from broker.states import MESSAGE, advance
 
-LOOPBACK = ("127.0.0.1", "::1")
 KEY_CHARACTERS_MAX = 256  # of sender and control ID each: an index of PostgreSQL takes 2,700 bytes
 ABOUT_CONTENT = ("100", "101", "102", "103", "204", "205")  # table 0357
-Effect = Callable[[Session, Message, "Received", int], tuple[str, int | None]]
 
 
 @dataclass(frozen=True)
 class Received:
-    """sender, control_id, digest: its key (conformance.md 5.8). header: as its sender writes it, once that is known."""
+    """One message as it came. sender, control_id, digest (SHA-256 of raw): its key (conformance.md 5.8). time: its own,
+    as it writes it."""
 
     raw: bytes
+    protocol: str
     peer: str
     settings: Settings
-    header: Header
     sender: str
     control_id: str
     digest: str
+    type: str
+    time: str = ""
 
 
-def receive_hl7(raw: bytes, peer: str, settings: Settings) -> Answer | None:
-    """The acknowledgement, already durable; None = close without an answer (no MSH, or our own trouble)."""
+@dataclass(frozen=True)
+class Read:
+    """What a road could read. keys: by which it is found, and which messages must wait for it. commands: may raise the
+    error that the sender is told. answer: the bytes for its sender. notes: what a person should know, without patient
+    data."""
+
+    keys: Keys
+    commands: Callable[[], Sequence[Command]]
+    answer: Callable[[BrokerError | None, Sequence[Done]], bytes]
+    actor: str
+    notes: tuple[str, ...] = ()
+    mapping: str = ""
+
+
+@dataclass(frozen=True)
+class Road:
+    """How messages of one protocol are read, and refused where they cannot be. unreadable: the ERR-2 of a refusal after
+    which a sender's entry may be mended and the same bytes sent again."""
+
+    read: Callable[[Received], Read]
+    refuse: Callable[[Received, BrokerError], bytes]
+    unreadable: str = ""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """raw: for the sender. message_pk: its row of the journal, which notes that the answer reached the socket."""
+
+    raw: bytes
+    message_pk: int
+
+
+def take(received: Received, road: Road, turn: Turn | None = None, *, again: bool = False) -> Answer:
+    """The answer, already durable. Database trouble is raised (SQLAlchemyError, NoRoom): nothing was taken then.
+
+    turn: its place among those that came, where its road knows that. again: a person wants it looked at once more."""
+    turn = turn or TURNS.draw()
     try:
-        head = message.header(raw, settings.hl7.character_set)
-    except Unreadable:
-        log.get().warning("hl7.unreadable", peer=peer, bytes=len(raw))
-        return None
-    key = head.sender[:KEY_CHARACTERS_MAX], head[10][:KEY_CHARACTERS_MAX], hashlib.sha256(raw).hexdigest()
-    try:
-        return _receive(Received(raw, peer, settings, head, *key))
-    except SQLAlchemyError as error:  # never AR: many senders do not send again after it (durability.md 1.7)
-        log.get().error("hl7.database", peer=peer, kind=type(error).__name__)
-        return None
+        return _take(received, road, turn, again)
+    finally:
+        turn.done()
 
 
-def _receive(received: Received) -> Answer:
-    known, msg = db.read(_known, received), None
-    if known is not None and _is_final(known):
+def _take(received: Received, road: Road, turn: Turn, again: bool) -> Answer:
+    known, read = db.read(_known, received), None
+    if known is not None and _is_final(known, road, again):
         return _stored(known)
     try:
-        sender, head = _sender(db.read(_senders), received)
-        received = replace(received, header=head)
-        message.check(head)
-        effect = _effect(head.type)
-        msg = message.parse(
-            received.raw, received.settings.limits, received.settings.hl7.character_set,
-            sender.character_set if sender else "",
-        )  # fmt: skip
-        return db.run(_apply, received, msg, effect)
+        read = road.read(received)
+        commands = read.commands()
     except BrokerError as error:
-        return db.run(_reject, received, error, msg)
+        return db.run(_reject, received, road, read, error, again)
     except Exception as error:  # a message must not stop the ones behind it (security V14)
-        if isinstance(error, SQLAlchemyError) and not isinstance(error, DataError | IntegrityError):
-            raise  # the database's trouble, not this message's
-        log.get().exception("hl7.failed", type=received.header.type, peer=received.peer)
-        return db.run(_reject, received, BrokerError("message", "cannot be processed, see the broker's log"), msg)
+        return _fail(received, road, read, error, again)
+    turn.wait(read.keys, received.settings.limits.database_wait_seconds_max)
+    try:
+        return db.run(_apply, received, road, read, commands, again)
+    except BrokerError as error:
+        return db.run(_reject, received, road, read, error, again)
+    except Exception as error:
+        return _fail(received, road, read, error, again)
 
 
-# The sender
-
-
-def _senders(session: Session) -> Sequence[Sender]:
-    return session.exec(select(Sender).order_by(col(Sender.pk))).all()
-
-
-def _sender(senders: Sequence[Sender], received: Received) -> tuple[Sender | None, Header]:
-    """Who sends, and MSH in that sender's character set. The most specific entry counts.
-
-    Raises NotAllowed for an unknown sender, or a known one that may not send this type."""
-    settings = received.settings.hl7
-    heads = {
-        one: message.header(received.raw, settings.character_set, one) if one else received.header
-        for one in {sender.character_set for sender in senders}
-    }
-    fitting = [sender for sender in senders if _fits(sender, heads[sender.character_set], received.peer)]
-    if not fitting:
-        policy = settings.unknown_sender or ("accept" if received.peer in LOOPBACK else "reject")
-        if policy == "reject":
-            raise NotAllowed("MSH^1^3", "this sender is not registered here")
-        return None, received.header
-    sender = max(fitting, key=_specificity)
-    head = heads[sender.character_set]
-    if sender.messages and not {head.type, head.type.split("^")[0]} & set(sender.messages):
-        raise NotAllowed("MSH^1^9", "this sender may not send this message type")
-    return sender, head
-
-
-def _fits(sender: Sender, head: Header, peer: str) -> bool:
-    return (
-        sender.application in ("", head[3])
-        and sender.facility in ("", head[4])
-        and (not sender.address or peer in access.addresses(sender.address))
-    )
-
-
-def _specificity(sender: Sender) -> tuple[bool, bool, bool]:
-    return bool(sender.address), bool(sender.application), bool(sender.facility)
+def _fail(received: Received, road: Road, read: Read | None, error: Exception, again: bool) -> Answer:
+    if isinstance(error, SQLAlchemyError) and not isinstance(error, DataError | IntegrityError):
+        raise error  # the database's trouble, not this message's
+    log.get().error("message.failed", type=received.type, peer=received.peer, exc_info=error)
+    told = BrokerError("message", "cannot be processed, see the broker's log")
+    return db.run(_reject, received, road, read, told, again)
 
 
 # The journal
 
 
-def _known(session: Session, received: Received) -> Journal | None:
+def _known(session: Session, received: Received) -> Message | None:
     """The row of the same bytes, when they came before."""
     return session.exec(
-        select(Journal).where(
-            Journal.sender == received.sender,
-            Journal.control_id == received.control_id,
-            Journal.sha256 == received.digest,
+        select(Message).where(
+            Message.sender == received.sender,
+            Message.control_id == received.control_id,
+            Message.sha256 == received.digest,
         )
     ).first()
 
 
-def _is_final(row: Journal) -> bool:
+def _is_final(row: Message, road: Road, again: bool) -> bool:
     """AA, and AE about the content: the same bytes get the same answer (conformance.md 5.8). All other refusals are
-    about us or our configuration, which a person may have mended; so are bytes that are no text in the sender's set."""
+    about us or our configuration, which a person may have mended; so are bytes that are no text in the sender's set.
+    A person's wish to see it again goes for every refusal, and never for what was applied."""
     if row.state == "APPLIED":
         return True
-    code = row.answer.partition(b"\r")[2][4:6]  # MSA-1
-    return code == b"AE" and row.error_code in ABOUT_CONTENT and row.error_place != charset.PLACE
+    if again:
+        return False
+    return row.error_code in ABOUT_CONTENT and row.error_place != road.unreadable
 
 
-def _stored(row: Journal) -> Answer:
+def _stored(row: Message) -> Answer:
     return Answer(row.answer, row.key)
 
 
-def _begin(session: Session, received: Received) -> Journal:
+def _begin(session: Session, received: Received, road: Road, again: bool) -> Message:
     """The row that takes the outcome: RECEIVED, or final where the same bytes were just answered elsewhere."""
-    said: dict[str, Any] = {"peer": received.peer, "message_time": received.header[7], "type": received.header.type}
+    said: dict[str, Any] = {"peer": received.peer, "message_time": received.time, "type": received.type}
     known = _known(session, received)
     if known is None:
-        row = Journal(
-            sender=received.sender, control_id=received.control_id, raw=received.raw, sha256=received.digest,
-            received_at=clock.now(), **said,
+        row = Message(
+            protocol=received.protocol, sender=received.sender, control_id=received.control_id, raw=received.raw,
+            sha256=received.digest, received_at=clock.now(), **said,
         )  # fmt: skip
         session.add(row)
         session.flush()
         return row
-    row = db.lock(session, Journal, known.key)
-    if not _is_final(row):
+    row = db.lock(session, Message, known.key)
+    if not _is_final(row, road, again):
         row.state = advance(MESSAGE, row.state, "replay")
         row.sqlmodel_update(said)
     return row
 
 
-def _apply(session: Session, received: Received, msg: Message, effect: Effect) -> Answer:
-    row = _begin(session, received)
+def _apply(
+    session: Session, received: Received, road: Road, read: Read, commands: Sequence[Command], again: bool
+) -> Answer:
+    row = _begin(session, received, road, again)
     if row.state != "RECEIVED":
         return _stored(row)
-    reused = _refuse_reuse(session, received)
-    row.became, row.order_pk = effect(session, msg, received, row.key)
-    flags = [
-        name for name, set_ in (("control id reused", reused), ("vendor characters", msg.vendor_characters)) if set_
-    ]
-    row.became = "; ".join((row.became, *flags))
+    notes = read.notes + (("control id reused",) if _refuse_reuse(session, received) else ())
+    cause = effects.Cause(clock.now(), read.actor, received.settings.site, row.key)
+    done = [effects.carry_out(session, command, cause) for command in commands]
+    row.became = "; ".join((*dict.fromkeys(one.words for one in done), *notes))
+    row.order_pk = next((one.order_pk for one in reversed(done) if one.order_pk), None)
     row.state = advance(MESSAGE, row.state, "apply")
-    row.error_code = row.error_place = row.error_text = ""
-    return _answer(row, received, None, msg)
+    row.error_code = row.error_place = row.error_text = row.noted = ""
+    row.answer, row.answer_sent = read.answer(None, done), False
+    _file(session, row, read)
+    return _stored(row)
 
 
 def _refuse_reuse(session: Session, received: Received) -> bool:
     """A control id used for other content at the same time is an error; at another time a counter that restarts."""
     times = session.exec(
-        select(Journal.message_time).where(
-            Journal.sender == received.sender,
-            Journal.control_id == received.control_id,
-            Journal.sha256 != received.digest,
+        select(Message.message_time).where(
+            Message.sender == received.sender,
+            Message.control_id == received.control_id,
+            Message.sha256 != received.digest,
         )
     ).all()
-    if received.header[7] in times:
+    if received.time in times:
         raise DuplicateKey("MSH^1^10", "this message control ID was used for another message")
     return bool(times)
 
 
-def _reject(session: Session, received: Received, error: BrokerError, msg: Message | None) -> Answer:
-    row = _begin(session, received)
+def _reject(
+    session: Session, received: Received, road: Road, read: Read | None, error: BrokerError, again: bool
+) -> Answer:
+    row = _begin(session, received, road, again)
     if row.state != "RECEIVED":
         return _stored(row)
-    log.get().warning("hl7.rejected", type=received.header.type, peer=received.peer, code=error.err, place=error.place)
+    log.get().warning("message.rejected", type=received.type, peer=received.peer, code=error.err, place=error.place)
     row.state = advance(MESSAGE, row.state, "reject")
+    _file(session, row, read)
     said = error.err, error.place, error.text
-    if said == (row.error_code, row.error_place, row.error_text):
-        return _stored(row)
-    row.error_code, row.error_place, row.error_text = said
-    return _answer(row, received, error, msg)
-
-
-def _answer(row: Journal, received: Received, error: BrokerError | None, msg: Message | None) -> Answer:
-    now = clock.now().astimezone(ZoneInfo(received.settings.site.timezone))
-    row.answer, row.answer_sent = ack.build(received.header, error, now=now, msg=msg), False
+    if said != (row.error_code, row.error_place, row.error_text):
+        row.error_code, row.error_place, row.error_text = said
+        row.answer = read.answer(error, ()) if read else road.refuse(received, error)
+        row.answer_sent = False
     return _stored(row)
 
 
-# Effects: what it became, in words without patient data, and the order
-
-
-def _orders(session: Session, msg: Message, received: Received, journal_pk: int) -> tuple[str, int | None]:
-    site = received.settings.site
-    order = None
-    commands = orders_in.to_commands(msg, site)
-    for command in commands:
-        order = orders.apply(
-            session, command, now=clock.now(), actor=f"hl7:{msg.header.sender}", site=site, message_pk=journal_pk
-        )
-    assert order is not None
-    return f"{commands[0].control} order {order.key}", order.key
-
-
-def _patients(session: Session, msg: Message, received: Received, _journal_pk: int) -> tuple[str, int | None]:
-    for command in patients_in.to_commands(msg, received.settings.site):
-        patient = patients.apply(session, command, now=clock.now(), actor=f"hl7:{msg.header.sender}")
-    return f"{command.event} patient {patient.key}", None
-
-
-EFFECTS: dict[str, Effect] = {
-    **dict.fromkeys(("ORM^O01", "OMG^O19", "OMI^O23"), _orders),
-    **{f"ADT^{event}": _patients for event in (*patients_in.UPDATES, *patients_in.MERGES)},
-}
-
-
-def _effect(kind: str) -> Effect:
-    if kind in EFFECTS:
-        return EFFECTS[kind]
-    code = kind.split("^")[0]
-    if code in {known.split("^")[0] for known in EFFECTS}:
-        raise Unsupported("MSH^1^9", "this trigger event is not supported", err="201")
-    raise Unsupported("MSH^1^9", "this message type is not supported", err="200")
+def _file(session: Session, row: Message, read: Read | None) -> None:
+    """By what the message is found: only as far as it could be read."""
+    if read is None:
+        return
+    row.mapping = read.mapping
+    session.exec(delete(MessageKey).where(col(MessageKey.message_pk) == row.key))
+    if read.keys:
+        keys = [{"message_pk": row.key, "kind": kind, "value": value} for kind, value in sorted(read.keys)]
+        session.execute(insert(MessageKey), keys)

@@ -17,7 +17,7 @@ from broker.model.images import Instance, Study
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.status import OrderStatus
-from broker.ris_bridge import inbox
+from broker.ris_bridge.hl7 import road
 from broker.sim.ris import code_of, omi
 from tests.crash.points import every_crash
 from tests.objects import ct, encoded, stage
@@ -178,7 +178,7 @@ def test_a_kill_anywhere_while_an_order_is_received_makes_it_once(houses):
     world: dict = {}
 
     def receive() -> bytes:
-        answer = inbox.receive_hl7(world["raw"], "127.0.0.1", world["settings"])
+        answer = road.receive(world["raw"], "127.0.0.1", world["settings"])
         assert answer is not None
         return answer.raw
 

@@ -18,7 +18,7 @@ from broker import clock, config, db, site
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient, PatientIdentifier
-from broker.ris_bridge import inbox
+from broker.ris_bridge.hl7 import message, road
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.sim.ris import code_of, omi
 from tests.house import eventually
@@ -359,7 +359,7 @@ def test_bytes_in_an_undeclared_set_are_read_when_the_senders_set_is_corrected(b
 def test_a_message_that_failed_by_our_fault_is_tried_again(broker, monkeypatch):
     ris, raw = broker.ris(), omi(order())
     with monkeypatch.context() as patch:
-        patch.setitem(inbox.EFFECTS, "OMI^O23", lambda *_: 1 / 0)
+        patch.setitem(road.READERS, "OMI^O23", lambda *_: 1 / 0)
         failed = ris.send(raw)
     assert code_of(failed) == "AE"
     assert b"|207^" in failed
@@ -429,7 +429,7 @@ def test_two_order_groups_of_one_message_are_two_orders(broker):
 @contextlib.contextmanager
 def held(monkeypatch):
     """A message in work gets no further than here: (it is in work, let it go on)."""
-    begun, go_on, parse = threading.Event(), threading.Event(), inbox.message.parse
+    begun, go_on, parse = threading.Event(), threading.Event(), message.parse
 
     def slow(*args):
         begun.set()
@@ -437,7 +437,7 @@ def held(monkeypatch):
         return parse(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(inbox.message, "parse", slow)
+        patch.setattr(message, "parse", slow)
         yield begun, go_on
         go_on.set()
 

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from broker import db, log
 from broker.config import Settings
 from broker.errors import ConfigError
 from broker.ris_bridge import journal
+from broker.ris_bridge.inbox import Answer
+from broker.ris_bridge.turns import TURNS, Turn
 
 START, END = b"\x0b", b"\x1c\x0d"
 CHUNK_BYTES = 64 * 1024
@@ -17,18 +18,10 @@ NOTE_SECONDS_BETWEEN = 0.1  # one commit notes what was answered meanwhile
 STOP_SHARE = 0.9  # of the time to stop: for answers; the rest is for whoever waits until we have stopped
 
 
-@dataclass(frozen=True)
-class Answer:
-    """raw: the acknowledgement. message_pk: its row of the journal, which notes that it reached the socket."""
-
-    raw: bytes
-    message_pk: int
-
-
 class MllpServer:
-    """handle(message, peer address) runs in a thread and gives the answer; None = close without one."""
+    """handle(message, peer address, turn) runs in a thread and gives the answer; None = close without one."""
 
-    def __init__(self, settings: Settings, handle: Callable[[bytes, str], Answer | None]) -> None:
+    def __init__(self, settings: Settings, handle: Callable[[bytes, str, Turn], Answer | None]) -> None:
         self.settings, self.limits, self._handle = settings, settings.limits, handle
         self._open: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()  # connections, and the one that notes
@@ -93,7 +86,13 @@ class MllpServer:
             self._waiting.add(task)
             frame = await self._frame(reader, buffer, peer)
             self._waiting.discard(task)
-            answer = await asyncio.to_thread(self._handle, frame, peer) if frame is not None else None
+            if frame is None:
+                return
+            turn = TURNS.draw()
+            try:
+                answer = await asyncio.to_thread(self._handle, frame, peer, turn)
+            finally:
+                turn.done()
             if answer is None:
                 return
             writer.write(START + answer.raw + END)
