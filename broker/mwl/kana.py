@@ -1,9 +1,10 @@
 """Kana to romaji (Hepburn) and between the scripts; which script a text is in."""
 
+import re
 import unicodedata
 from typing import Literal
 
-VERSION = "1"
+VERSION = "2"
 PAIRS = dict(
     pair.split(":")
     for pair in (
@@ -25,6 +26,24 @@ SINGLE = dict(
         "ャ:YA ュ:YU ョ:YO ヮ:WA "
     ).split()
 )
+
+
+HALF_WIDTH = re.compile("[｡-ﾟ]+")
+FULL_WIDTH = str.maketrans({0xFEE0 + code: chr(code) for code in range(0x21, 0x7F)} | {"\u3000": " "})
+# Ideographs with their marks (々〆〇), and the characters that a site made itself: nearly all are kanji of names.
+IDEOGRAPH = re.compile("[\u3005-\u3007\u3400-\u9fff\ue000-\uf8ff\uf900-\ufaff\U00020000-\U0003ffff]")
+# Kana, and Hangul, whose place is the phonetic group (PS3.5 I.2).
+PHONETIC = re.compile("[\u3040-\u30ff｡-ﾟ\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+
+
+def wide(text: str) -> str:
+    """Half-width katakana in full width; all else stays, above all the forms of kanji."""
+    return HALF_WIDTH.sub(lambda run: unicodedata.normalize("NFKC", run[0]), text)
+
+
+def latin(text: str) -> str:
+    """Full-width Latin letters as ASCII."""
+    return text.translate(FULL_WIDTH)
 
 
 def katakana(text: str) -> str:
@@ -70,12 +89,7 @@ def _short(text: str) -> str:
 
 
 def script(text: str) -> Literal["A", "I", "P", ""]:
-    """XPN.8 by content: an ideograph makes it I, only kana P, only ASCII A."""
-    letters = [c for c in text if not c.isspace() and c not in "^=&"]
-    if not letters:
+    """XPN.8 by content: an ideograph makes it I, kana without one P, anything else A."""
+    if not any(not c.isspace() and c not in "^=&" for c in text):
         return ""
-    if any("\u3400" <= c <= "\u9fff" or "\uf900" <= c <= "\ufaff" or ord(c) >= 0x20000 or c == "々" for c in letters):
-        return "I"
-    if any("\u3040" <= c <= "\u30ff" or "｡" <= c <= "ﾟ" for c in letters):
-        return "P"
-    return "A"
+    return "I" if IDEOGRAPH.search(text) else "P" if PHONETIC.search(text) else "A"

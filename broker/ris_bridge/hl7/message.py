@@ -1,8 +1,10 @@
 """An HL7 v2 message read by position. The raw bytes are the truth; nothing is written back (architecture.md 8)."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import AnyStr
 
 from broker.config import Limits
 from broker.errors import InvalidValue, MissingField, Unreadable, Unsupported
@@ -11,10 +13,10 @@ from broker.ris_bridge.hl7 import charset
 SEGMENT = re.compile(r"[A-Z][A-Z0-9]{2}")
 PATH = re.compile(r"([A-Z][A-Z0-9]{2})-(\d+)(?:\.(\d+))?(?:\.(\d+))?")
 VERSIONS = ("2.2", "2.3", "2.3.1", "2.4", "2.5", "2.5.1", "2.6", "2.7", "2.7.1", "2.8", "2.8.1", "2.8.2")
-LINE_END = re.compile(rb"\r\n|\r|\n")
 SIGN = r"[!-/:-@\[-`{-~]"
 USUAL_SIGNS = "^~\\&"
 HEADER_BYTES_MAX = 64 * 1024
+SWITCHING = re.compile(r'(?:""|ISO[ -]?2022(?:[ -]?1994)?|2\.\d(?:\.\d)?)?')  # table 0356 in MSH-20
 TYPE_CHARACTERS_MAX = 32  # of a stranger's MSH-9 in log and journal; a real one has 7
 
 
@@ -105,7 +107,9 @@ def header(raw: bytes, default_set: str, override: str = "") -> Header:
     answer: what is not text is read as Latin-1, and signs that are none as the usual ones; `check` refuses those.
 
     Raises Unreadable where there is no MSH."""
-    line = LINE_END.split(raw.lstrip()[:HEADER_BYTES_MAX], maxsplit=1)[0]
+    if raw.startswith(charset.MARK):
+        raw, default_set = raw.removeprefix(charset.MARK), "UTF-8"
+    line = raw.lstrip()[:HEADER_BYTES_MAX].split(b"\r" if b"\r" in raw else b"\n", 1)[0]
     separator = line[3:4]
     if not line.startswith(b"MSH") or not re.fullmatch(SIGN, separator.decode("latin_1")):
         raise Unreadable("MSH", "the message does not begin with MSH")
@@ -130,12 +134,22 @@ def _header_text(value: bytes, declared: str, default_set: str) -> str:
 def parse(raw: bytes, limits: Limits, default_set: str, override: str = "") -> Message:
     """override: a sender's character set, in place of MSH-18. Raises the error that the acknowledgement says."""
     head = header(raw, default_set, override)
-    text, vendor = charset.decode(raw, override or head[18], default_set)
-    lines = [line for line in re.split(r"\r\n|\r|\n", _without_nul(text).strip("\r\n")) if line]
+    declared = override or head[18]
+    text, vendor = charset.decode(raw, declared, default_set)
+    text = _hexadecimal(text, head.delimiters, lambda data: charset.decode(data, declared, default_set)[0])
+    lines = segment_lines(_without_nul(text).strip("\r\n"))
     if len(lines) > limits.mllp_segments_max:
         raise InvalidValue("message", f"has more than {limits.mllp_segments_max} segments", err="100")
     segments = [_segment(line, head.delimiters, limits, n) for n, line in enumerate(lines)]
     return Message(replace(head, fields=tuple(segments[0].fields)), segments, vendor)
+
+
+def segment_lines(text: AnyStr) -> list[AnyStr]:
+    """CR ends a segment, an LF after it says nothing. Only where there is no CR at all does LF end one: an LF inside a
+    field stays there, and what somebody typed never becomes a segment (conformance.md 5.6)."""
+    if isinstance(text, bytes):
+        return [line for line in text.replace(b"\r\n", b"\r").split(b"\r" if b"\r" in text else b"\n") if line]
+    return [line for line in text.replace("\r\n", "\r").split("\r" if "\r" in text else "\n") if line]
 
 
 def _without_nul(text: str) -> str:
@@ -151,16 +165,18 @@ def _segment(line: str, delimiters: str, limits: Limits, number: int) -> Segment
         raise InvalidValue(f"segment {number + 1}", "has no segment name", err="100")
     if name != "OBX" and len(line) > limits.mllp_segment_bytes_max:
         raise InvalidValue(name, f"is longer than {limits.mllp_segment_bytes_max} bytes", err="102")
+    if line.count(delimiters[0]) >= limits.mllp_fields_max:  # before it costs anything to split it
+        raise InvalidValue(name, f"has more than {limits.mllp_fields_max} fields", err="102")
     fields = line.split(delimiters[0])
     if name == "MSH":
         fields.insert(1, delimiters[0])
-    for limit, what, found in (
-        (limits.mllp_fields_max, "fields", len(fields)),
-        (limits.mllp_repetitions_max, "repetitions", max(f.count(delimiters[2]) for f in fields) + 1),
-        (limits.mllp_components_max, "components", max(f.count(delimiters[1]) for f in fields) + 1),
-    ):
-        if found > limit and not (name == "OBX" or (name == "MSH" and what != "fields")):
-            raise InvalidValue(name, f"has more than {limit} {what}", err="102")
+    elif name != "OBX":
+        for sign, limit, what in (
+            (delimiters[2], limits.mllp_repetitions_max, "repetitions"),
+            (delimiters[1], limits.mllp_components_max, "components"),
+        ):
+            if line.count(sign) >= limit and max(field.count(sign) for field in fields) >= limit:
+                raise InvalidValue(name, f"has more than {limit} {what}", err="102")
     return Segment(name, fields, delimiters)
 
 
@@ -174,6 +190,8 @@ def check(head: Header) -> None:
     version = head[12].split(head.delimiters[1])[0]
     if version not in VERSIONS:
         raise Unsupported("MSH^1^12", "versions 2.2 to 2.8 are supported", err="203")
+    if not SWITCHING.fullmatch(head[20].strip().upper()):
+        raise InvalidValue("MSH^1^20", "is no way to switch character sets that is known: ISO 2022-1994", err="102")
     if head[11].split(head.delimiters[1])[0] not in ("P", ""):
         raise Unsupported("MSH^1^11", "only production messages (P) are taken here", err="202")
 
@@ -188,35 +206,67 @@ def part(value: str, delimiters: str, component: int = 1, subcomponent: int = 1)
 
 
 def unescape(text: str, delimiters: str) -> str:
-    r"""\F\ \S\ \T\ \R\ \E\ \.br\ \Xhh..\ and highlighting. A decoded CR stays inside its value."""
+    r"""\F\ \S\ \T\ \R\ \E\ \P\ \.br\ \Xhh..\ and highlighting. A decoded CR stays inside its value; what is no escape
+    sequence is text."""
     mark = delimiters[3]
     if mark == "\0" or mark not in text:
         return text
-    pieces = text.split(mark)
-    out, at = [pieces[0]], 1
-    while at < len(pieces):
-        if at + 1 == len(pieces):  # an escape without its end: text
-            out.append(mark + pieces[at])
-            break
-        out.append(_escape(pieces[at], delimiters))
-        out.append(pieces[at + 1])
-        at += 2
-    return "".join(out)
+    return _escapes(mark).sub(lambda found: _escape(found["code"], delimiters), text)
 
 
 def _escape(code: str, delimiters: str) -> str:
-    simple = {"F": delimiters[0], "S": delimiters[1], "R": delimiters[2], "E": delimiters[3], "T": delimiters[4]}
-    if code in simple:
-        return simple[code]
-    if code in ("H", "N"):
-        return ""
+    if (sign := _signs(delimiters).get(code)) is not None:
+        return sign
     if code.startswith("."):
-        return "\n" if code in (".br", ".sp") else " "
-    if code.startswith("X") and len(code) % 2 == 1 and re.fullmatch(r"[0-9A-Fa-f]+", code[1:]):
-        return _without_nul(bytes.fromhex(code[1:]).decode("latin_1"))
-    if code[:1] in ("C", "M"):
+        return "\n" if code[:3].lower() in (".br", ".sp", ".ce") else " "
+    if code.startswith("X") and len(code) % 2 == 1 and len(code) > 1:
+        data = bytes.fromhex(code[1:])
+        if data.isascii():
+            return _without_nul(data.decode("ascii"))
+    if code[0] in ("C", "M"):
         raise InvalidValue("message", "character set escapes are not supported; declare the set in MSH-18", err="102")
     return delimiters[3] + code + delimiters[3]
+
+
+@lru_cache(64)
+def _signs(delimiters: str) -> dict[str, str]:
+    named = {name: sign for name, sign in zip("FSRET", delimiters, strict=True) if sign != "\0"}
+    return {"T": "&", "P": "#", "H": "", "N": "", **named}
+
+
+@lru_cache(64)
+def _escapes(mark: str) -> re.Pattern[str]:
+    """One escape sequence, its inside in `code`. Never longer than up to the next mark: linear on any text."""
+    m, h = re.escape(mark), "[0-9A-Fa-f]"
+    inside = rf"[FSRETPHN]|\.[A-Za-z]{{2}}[ +-]?\d*|X{h}*|C{h}{{4}}|M{h}{{4}}(?:{h}{{2}})?|Z[0-9A-Za-z]*"
+    return re.compile(f"{m}(?P<code>{inside}){m}")
+
+
+def escape(text: str, delimiters: str = "|" + USUAL_SIGNS) -> str:
+    """For output; `unescape` gives the same text again. delimiters: all five. No control character stays, which would
+    end a segment or a frame."""
+    mark = delimiters[3]
+    table = {code: f"{mark}X{code:02X}{mark}" for code in range(1, 0x20)}
+    table |= {ord(sign): f"{mark}{name}{mark}" for name, sign in zip("FSRET", delimiters, strict=True)}
+    return text.translate(table | {0x0A: f"{mark}.br{mark}"})
+
+
+def _hexadecimal(text: str, delimiters: str, read: Callable[[bytes], str]) -> str:
+    r"""`\Xhh..\` beyond ASCII as the characters that these bytes are in the message's own set: one character may take
+    several bytes, and several sequences. What is ASCII in them stays escaped: it delimits nothing."""
+    mark = delimiters[3]
+    m, h = re.escape(mark), "[0-9A-Fa-f]"
+    if mark == "\0" or not re.search(f"{m}X(?:{h}{h})*?(?:[89A-Fa-f]{h}|1[Bb])", text):
+        return text
+
+    def characters(found: re.Match[str]) -> str:
+        data = bytes.fromhex(found["bytes"].replace(mark + "X", "").replace(mark, "")) if found["bytes"] else b""
+        if data.isascii() and b"\x1b" not in data:
+            return found[0]
+        return "".join(char if char > "\x7f" else f"{mark}X{ord(char):02X}{mark}" for char in read(data))
+
+    several = f"(?P<bytes>(?:{m}X(?:{h}{h})++{m})++)"
+    return re.sub(f"{several}|{_escapes(mark).pattern}", characters, text)
 
 
 def groups(segments: list[Segment], starts: str) -> Iterator[list[Segment]]:

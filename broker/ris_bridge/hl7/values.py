@@ -5,6 +5,7 @@ Everywhere: None = the message does not say; empty = it says `""`, which deletes
 import datetime as dt
 import re
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -22,8 +23,10 @@ LINES = ("ST", "LT")  # may hold line ends and backslashes (PS3.5 6.2)
 CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 TIME = re.compile(r"([0-9]{8})([0-9]{2}(?:[0-9]{2}(?:[0-9]{2})?)?)?(?:\.[0-9]+)?([+-][0-9]{4})?")
-JJ1017 = re.compile(r"[0-9A-HJ-NP-Z]{32}")
-JJ1017_MODALITIES = {"1": "CR", "2": "RF", "3": "XA", "6": "CT", "7": "MR", "8": "NM", "9": "US", "F": "MG", "G": "CR"}
+JJ1017_16, JJ1017_32 = (re.compile(rf"[0-9A-HJ-NP-Z]{{{length}}}") for length in (16, 32))  # without I and O
+JJ1017_SCHEME = re.compile("JJ1017(?!-16S)", re.IGNORECASE)
+# The others (tomography, bone density, therapy, portable, dental) are several modalities, or none.
+JJ1017_MODALITIES = {"1": "CR", "2": "RF", "3": "XA", "6": "CT", "7": "MR", "8": "NM", "9": "US", "F": "MG"}
 
 
 def null(value: str, change: Callable[[str], str | None]) -> str | None:
@@ -40,6 +43,9 @@ def first(values: Iterable[T | None]) -> T | None:
 # Text
 
 
+vr_of = cache(dictionary_VR)
+
+
 def shown(segment: Segment, number: int, keyword: str, component: int = 1, *, repetition: int = 1) -> str | None:
     """Text for people: what does not fit the attribute is cut, and logged."""
     return null(segment.get(number, component, repetition=repetition), lambda text: fit(text, keyword, segment, number))
@@ -47,7 +53,7 @@ def shown(segment: Segment, number: int, keyword: str, component: int = 1, *, re
 
 def fit(text: str, keyword: str, segment: Segment, number: int) -> str:
     """A backslash would make two values of one, a line end none at all."""
-    vr = dictionary_VR(keyword)
+    vr = vr_of(keyword)
     if vr not in LINES:
         text = CONTROL.sub(" ", text.replace("\\", "/"))
     characters_max = CHARACTERS_MAX[vr]
@@ -58,18 +64,20 @@ def fit(text: str, keyword: str, segment: Segment, number: int) -> str:
 
 def exact(segment: Segment, number: int, keyword: str, component: int = 1, *, repetition: int = 1) -> str | None:
     """An identifier or a code: what does not fit is refused, never cut."""
+    return null(
+        segment.get(number, component, repetition=repetition),
+        lambda text: checked(text, keyword, segment, number, component),
+    )
 
-    def check(text: str) -> str:
-        vr, text = dictionary_VR(keyword), text.strip()
-        characters_max = CHARACTERS_MAX[vr]
-        if len(text) > characters_max or "\\" in text or CONTROL.search(text):
-            raise InvalidValue(
-                f"{segment.place(number)}^{component}",
-                f"is longer than {characters_max} characters, or holds a backslash or control characters", err="102",
-            )  # fmt: skip
-        return text
 
-    return null(segment.get(number, component, repetition=repetition), check)
+def checked(text: str, keyword: str, segment: Segment, number: int, component: int = 1) -> str:
+    text, characters_max = text.strip(), CHARACTERS_MAX[vr_of(keyword)]
+    if len(text) > characters_max or "\\" in text or CONTROL.search(text):
+        raise InvalidValue(
+            f"{segment.place(number)}^{component}",
+            f"is longer than {characters_max} characters, or holds a backslash or control characters", err="102",
+        )  # fmt: skip
+    return text
 
 
 def required(segment: Segment, number: int, what: str, keyword: str) -> str:
@@ -91,30 +99,35 @@ def uid(segment: Segment, number: int) -> str | None:
 
 
 def modality(segment: Segment, number: int) -> str | None:
+    return modality_of_text(segment.get(number).strip(), segment, number)
+
+
+def modality_of_text(text: str, segment: Segment, number: int) -> str | None:
     def check(value: str) -> str:
         if not CODE_STRING.fullmatch(value):
             raise InvalidValue(segment.place(number), "is no DICOM modality such as CT", err="102")
         return value
 
-    return null(segment.get(number).strip(), check)
+    return null(text, check)
 
 
-def ae_titles(segment: Segment, number: int) -> tuple[str, ...] | None:
+def ae_titles(segment: Segment, number: int, component: int = 1) -> tuple[str, ...] | None:
     """Several are legal in DICOM (PS3.3 C.4.10), and sent as repetitions."""
     if segment.field(number) == NULL:
         return ()
-    titles = [part(value, segment.delimiters).strip() for value in segment.repetitions(number)]
+    titles = [part(value, segment.delimiters, component).strip() for value in segment.repetitions(number)]
     for title in titles:
         if title and not re.fullmatch(ids.AE_TITLE, title):
             raise InvalidValue(segment.place(number), "is no AE title: at most 16 ASCII characters", err="102")
     return tuple(filter(None, titles)) or None
 
 
-def texts(segment: Segment, number: int, keyword: str) -> list[str] | str | None:
+def texts(segment: Segment, number: int, keyword: str, component: int = 1) -> list[str] | str | None:
     """One value for each repetition."""
     if segment.field(number) == NULL:
         return ""
-    found = [shown(segment, number, keyword, repetition=n + 1) for n in range(len(segment.repetitions(number)))]
+    repetitions = range(1, len(segment.repetitions(number)) + 1)
+    found = [shown(segment, number, keyword, component, repetition=n) for n in repetitions]
     return [text for text in found if text] or None
 
 
@@ -157,8 +170,11 @@ def moment(value: str, site: Site) -> dt.datetime | None:
 
 
 def start(segment: Segment, number: int, component: int, site: Site) -> tuple[str, str] | None:
+    return start_of(segment.get(number, component), segment, number, site)
+
+
+def start_of(value: str, segment: Segment, number: int, site: Site) -> tuple[str, str] | None:
     """DICOM date and time in the site's zone."""
-    value = segment.get(number, component)
     if not value:
         return None
     if value == NULL:
@@ -186,28 +202,41 @@ def code(value: str, meaning: str, scheme: str) -> dict[str, Any]:
 
 
 def codes(segment: Segment, number: int, component: int = 1) -> list[dict[str, Any]] | None:
-    """One for each repetition of a CE; from its fourth component, the alternate code.
-
-    JJ1017's 32 characters are split: 16M as the code, 16S as its protocol context (TID 15200, conformance.md 5.9)."""
+    """One for each repetition of a CE; from its fourth component, the alternate code. None where it says none; empty
+    where it says `""`, or none that can be kept."""
     if segment.field(number) == NULL:
         return []
-    found = []
-    for n in range(len(segment.repetitions(number))):
-        value = segment.get(number, component, repetition=n + 1).strip()
-        meaning = shown(segment, number, "CodeMeaning", component + 1, repetition=n + 1) or ""
-        scheme = exact(segment, number, "CodingSchemeDesignator", component + 2, repetition=n + 1) or ""
-        if JJ1017.fullmatch(value):
-            context = {"ProtocolContextSequence": [_conditions(value[16:])]}
-            found.append({**code(value[:16], meaning, "JJ1017-16M"), **context})
-        elif value and value != NULL:
-            if len(value) > CHARACTERS_MAX["SH"]:
-                raise InvalidValue(
-                    f"{segment.place(number)}^{component}", "is longer than 16 characters and no JJ1017 code",
-                    err="102",
-                )  # fmt: skip
-            checked = exact(segment, number, "CodeValue", component, repetition=n + 1) or ""
-            found.append(code(checked, meaning, scheme))
-    return found or None
+    found, dropped = [], False
+    for n in range(1, len(segment.repetitions(number)) + 1):
+        value = segment.get(number, component, repetition=n).strip()
+        if not value or value == NULL:
+            continue
+        meaning = shown(segment, number, "CodeMeaning", component + 1, repetition=n) or ""
+        scheme = segment.get(number, component + 2, repetition=n).strip().replace(NULL, "")
+        if JJ1017_SCHEME.match(scheme) or (not scheme and JJ1017_32.fullmatch(value)):
+            made = _jj1017(value, meaning, scheme)
+            if made is None:
+                log.get().warning("hl7.code_dropped", place=segment.place(number))
+                dropped = True
+            else:
+                found.append(made)
+            continue
+        for keyword, at in (("CodeValue", component), ("CodingSchemeDesignator", component + 2)):
+            exact(segment, number, keyword, at, repetition=n)
+        found.append(code(value, meaning, scheme))
+    return found or ([] if dropped else None)
+
+
+def _jj1017(value: str, meaning: str, scheme: str) -> dict[str, Any] | None:
+    """16M, and of 32 characters 16S as its protocol context (TID 15200, conformance.md 5.9). None for what is no such
+    code, as in the distributed tables' rows of 31 digits: its text says more than a code that is shifted by one."""
+    extension = scheme.upper().partition("/")[2]
+    designator = f"JJ1017-16M/{extension}" if extension else "JJ1017-16M"
+    if len(designator) > CHARACTERS_MAX["SH"]:
+        return None
+    if JJ1017_32.fullmatch(value):
+        return {**code(value[:16], meaning, designator), "ProtocolContextSequence": [_conditions(value[16:])]}
+    return code(value, meaning, designator) if JJ1017_16.fullmatch(value) else None
 
 
 def _conditions(value: str) -> dict[str, Any]:
@@ -220,7 +249,5 @@ def _conditions(value: str) -> dict[str, Any]:
 
 def modality_of(protocol: list[dict[str, Any]] | None) -> str | None:
     """Digit 1 of a JJ1017 code, for messages that name no modality (conformance.md 5.9)."""
-    for one in protocol or ():
-        if one["CodingSchemeDesignator"].startswith("JJ1017"):
-            return JJ1017_MODALITIES.get(one["CodeValue"][0])
-    return None
+    codes_16m = (one for one in protocol or () if one["CodingSchemeDesignator"].startswith("JJ1017-16M"))
+    return first(JJ1017_MODALITIES.get(one["CodeValue"][0]) for one in codes_16m)
