@@ -12,7 +12,7 @@ from broker.dicom import verification
 from broker.dicom.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
 from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
-from broker.ris_bridge.inbox import EFFECTS
+from broker.ris_bridge.hl7.road import READERS
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,7 +48,7 @@ def test_every_row_and_detector_of_the_gate_is_in_the_statement():
 
 def test_every_message_type_that_is_taken_is_in_the_statement():
     statement = text("docs/conformance/hl7.md")
-    for kind in EFFECTS:
+    for kind in READERS:
         assert kind.split("^")[1] in statement, kind
 
 

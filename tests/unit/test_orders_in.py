@@ -193,6 +193,17 @@ def test_a_technician_in_kanji_is_named_in_the_ideographic_group():
     assert command.procedures[0].steps[0].attributes["ScheduledPerformingPhysicianName"] == "=技師^次郎"
 
 
+def test_the_code_and_its_text_come_from_one_field():
+    """A text of OBR-44 with the code of OBR-4 would be an examination that nobody ordered."""
+    procedure = orders(ORC, field(OBR, 44, "^造影CT"))[0].procedures[0]
+    assert (procedure.description, procedure.code_value, procedure.code_meaning) == ("造影CT", None, None)
+
+
+def test_an_explicit_null_is_no_number():
+    (command,) = orders(field(ORC, 2, '""'), field(OBR, 3, '""'))
+    assert [(one.placer_number, one.filler_number) for one in command.procedures] == [("P1", "F1")]
+
+
 # Values that no attribute can hold
 
 
@@ -227,3 +238,138 @@ def test_an_error_names_the_group_in_which_it_stands():
     with pytest.raises(InvalidValue) as refused:
         orders(ORC, OBR, IPC, ORC, OBR, IPC.replace("ACC1", "ACC2").replace("1.2.3", "1.2.03"), kind="OMI^O23")
     assert refused.value.place == "IPC^2^3"
+
+
+# Order control (conformance.md 5.3)
+
+
+@pytest.mark.parametrize(
+    ("said", "control", "status"),
+    [("HD|P1^HIS", "HD", ""), ("RL|P1^HIS", "RL", ""), ("SC|P1^HIS|||CM", "SC", "CM"), ("SS|P1^HIS", "SS", ""),
+     ("NA|P1^HIS|F1^RIS", "NA", ""), ("OC|P1^HIS|||CA", "CA", "CA"), ("OD|P1^HIS", "DC", ""), ("CR|P1^HIS", "CA", ""),
+     *((f"{code}|P1^HIS", "note", "") for code in ("OK", "UA", "UC", "UX", "RQ"))],
+)  # fmt: skip
+def test_each_order_control_needs_a_number_and_no_more(said, control, status):
+    (command,) = orders(f"ORC|{said}")
+    assert (command.control, command.status) == (control, status)
+    assert command.procedures[0].placer_number == "P1"
+
+
+@pytest.mark.parametrize("status", ["", "ZZ", "SC", "??"])
+def test_a_blank_or_unlisted_status_refuses_no_order(status):
+    """Finding 1 of the strongest peer: ORC-5 blank is common."""
+    (command,) = orders(field(ORC, 5, status), OBR)
+    assert (command.control, command.status, command.begun) == ("NW", "SC" if status == "SC" else "", False)
+
+
+@pytest.mark.parametrize("control", ["", "ZZ", "XX", "RR"])
+def test_an_order_control_that_is_none_is_told_with_its_place(control):
+    with pytest.raises(InvalidValue) as refused:
+        orders(ORC, OBR, ORC.replace("NW", control), OBR)
+    assert (refused.value.err, refused.value.place) == ("103", "ORC^2^1")
+
+
+def test_a_number_is_asked_for_by_an_order_that_has_none_yet():
+    (command,) = orders("ORC|SN||F1^RIS", "OBR|1||F1^RIS|CTCHEST^胸部CT^99LOCAL")
+    assert (command.control, command.accession_number, command.procedures[0].filler_number) == ("SN", "", "F1")
+
+
+def test_a_replacement_names_what_it_stands_in_for():
+    """The same accession number in old and new is one new order."""
+    new = ORC.replace("NW", "RO").replace("P1", "P2").replace("F1", "F2")
+    (command,) = orders("ORC|RP|P1^HIS|F1^RIS", new, OBR.replace("P1^", "P2^").replace("F1^", "F2^"))
+    assert (command.control, command.accession_number) == ("NW", "ACC1")
+    assert [(one.control, one.procedures[0].placer_number) for one in command.replaces] == [("CA", "P1")]
+
+
+def test_two_old_orders_become_one_and_one_becomes_two():
+    new = ORC.replace("NW", "RO")
+    (command,) = orders("ORC|RU|P7^HIS", "ORC|RU|P8^HIS", new, OBR)
+    assert [one.procedures[0].placer_number for one in command.replaces] == ["P7", "P8"]
+    one, two = orders("ORC|RP|P7^HIS", new, OBR, new, OBR.replace("ACC1", "ACC2"))
+    assert (one.accession_number, len(one.replaces), two.accession_number, two.replaces) == ("ACC1", 1, "ACC2", ())
+
+
+@pytest.mark.parametrize(
+    ("segments", "place"),
+    [(("ORC|RP|P1^HIS",), "ORC^1"), (("ORC|RP|P1^HIS", ORC, OBR), "ORC^1"), ((ORC.replace("NW", "RO"), OBR), "ORC^1^1"),
+     ((ORC, OBR, ORC.replace("NW", "RO"), OBR), "ORC^2^1")],
+)  # fmt: skip
+def test_a_replacement_is_whole_or_refused(segments, place):
+    with pytest.raises(BrokerError) as refused:
+        orders(*segments)
+    assert (refused.value.err, refused.value.place) == ("100", place)
+
+
+def test_every_pair_of_a_message_is_an_order():
+    """A4: of several ORC/OBR groups none is lost, whatever stands between them."""
+    pairs = [
+        line for n in range(1, 6) for line in (ORC.replace("P1", f"P{n}"), field(OBR, 18, f"ACC{n}"), "NTE|1||注意")
+    ]
+    made = orders(*pairs)
+    assert [one.accession_number for one in made] == [f"ACC{n}" for n in range(1, 6)]
+    assert [one.procedures[0].attributes["RequestedProcedureComments"] for one in made] == ["注意"] * 5
+
+
+@pytest.mark.parametrize(
+    ("tq1", "orc", "obr", "time"),
+    [("TQ1|1||||||20251201080000", "^^^20251201090000", "^^^20251201100000", "080000"),
+     ("TQ1|1", "^^^20251201090000", "^^^20251201100000", "090000"), ("", "", "^^^20251201100000", "100000"),
+     ("", "", "", None)],
+)  # fmt: skip
+def test_the_start_stands_in_the_first_of_three_places_or_is_not_invented(tq1, orc, obr, time):
+    segments = filter(None, (field(ORC, 7, orc), tq1, field(OBR, 27, obr)))
+    assert orders(*segments, kind="OMG^O19")[0].procedures[0].steps[0].start_time == time
+
+
+# Parent and child (JAHIS)
+
+WHOLE = field(field(ORC.replace("NW", "PA"), 8, ""), 7, "")
+CHILD = "ORC|CH|P1-1^HIS|||||^^^20251201093000|P1^F1"
+DETAIL = "OBR|1|P1-1^HIS||6000000200000000^胸部正面^JJ1017-16M"
+
+
+def test_a_child_tells_the_codes_of_its_parents_step():
+    second = DETAIL.replace("60000002", "60001002").replace("正面", "側面")
+    (command,) = orders(WHOLE, OBR, CHILD, DETAIL, CHILD, second, kind="OMG^O19")
+    (step,) = command.procedures[0].steps
+    codes = [one["CodeValue"] for one in step.attributes["ScheduledProtocolCodeSequence"]]
+    assert (command.control, step.sps_id) == ("NW", "SPS1")
+    assert codes == ["CT1", "6000000200000000", "6000100200000000"]
+
+
+def test_a_child_with_its_own_step_id_is_a_step_and_its_parent_none():
+    bare = field(OBR, 20, "")
+    (command,) = orders(WHOLE, bare, CHILD, field(DETAIL, 20, "S1"), CHILD, field(DETAIL, 20, "S2"), kind="OMG^O19")
+    steps = command.procedures[0].steps
+    assert [(step.sps_id, step.placer_number, step.modality) for step in steps] == [
+        ("S1", "P1-1", "CT"), ("S2", "P1-1", "CT"),
+    ]  # fmt: skip
+
+
+def test_a_child_belongs_to_the_parent_that_it_names():
+    other, detail = WHOLE.replace("P1^", "P9^").replace("F1^", "F9^"), field(OBR.replace("P1^", "P9^"), 18, "ACC9")
+    first, second = orders(WHOLE, OBR, other, detail, CHILD, field(DETAIL, 20, "S7"), kind="OMG^O19")
+    assert [step.sps_id for step in first.procedures[0].steps] == ["SPS1", "S7"]
+    assert [step.sps_id for step in second.procedures[0].steps] == ["SPS1"]
+
+
+@pytest.mark.parametrize("parent", ["", "P8^F8"])
+def test_a_child_without_its_parent_is_refused(parent):
+    before = (WHOLE, OBR) if parent else ()
+    with pytest.raises(BrokerError) as refused:
+        orders(*before, field(CHILD, 8, parent), DETAIL, kind="OMG^O19")
+    assert (refused.value.err, refused.value.place.split("^")[-1]) == ("100", "8")
+
+
+def test_a_whole_examination_is_cancelled_with_its_parts():
+    (command,) = orders(field(WHOLE, 5, "CA"), "ORC|CH|P1-1^HIS|||CA|||P1", DETAIL, kind="OMG^O19")
+    assert (command.control, command.procedures[0].placer_number, command.procedures[0].steps[0].sps_id) == (
+        "CA", "P1", "",
+    )  # fmt: skip
+
+
+def test_a_whole_examination_without_parts_and_step_id_is_refused():
+    with pytest.raises(BrokerError) as refused:
+        orders(WHOLE, field(OBR, 20, ""), CHILD, DETAIL, kind="OMG^O19")
+    assert (refused.value.err, refused.value.place) == ("101", "OBR^1^20")

@@ -1,298 +1,320 @@
-"""ORM^O01, OMG^O19 and OMI^O23 to order commands (conformance.md 5.3, 5.4). Pure."""
+"""ORM^O01, OMG^O19 and OMI^O23 to order commands (conformance.md 5.3, 5.4). Pure.
+
+Which segments make an order, a procedure and a step stands here; which field says what, in the mapping profile."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
+from broker import log
 from broker.config import Site
 from broker.errors import InvalidValue, MissingField
 from broker.mwl.commands import PRIORITIES, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Message, Segment, groups
-from broker.ris_bridge.hl7.names import XCN, person, technician
 from broker.ris_bridge.hl7.patients_in import only_pid, patient_of
-from broker.ris_bridge.hl7.values import NULL, exact, first, shown
+from broker.ris_bridge.mapping import profile as profiles
+from broker.ris_bridge.mapping.paths import Path
+from broker.ris_bridge.mapping.profile import Group, Missing, Profile
+from broker.ris_bridge.mapping.targets import TARGETS, joined
 
-CONTROLS = ("NW", "XO", "CA", "DC")
-CANCELS = ("CA", "DC")
-PRIORITY = {"S": "STAT", "A": "HIGH", "P": "HIGH", "C": "HIGH", "T": "MEDIUM", "R": "ROUTINE", "PRN": "ROUTINE"}
-# OBR field -> attribute of the requested procedure, for those that are taken as they stand (table of 5.4).
-PROCEDURE_TEXT = ((12, "PatientState"), (13, "MedicalAlerts"), (30, "PatientTransportArrangements"))
-VISIT_TEXT = ((3, "CurrentPatientLocation"), (16, "ConfidentialityConstraintOnPatientDataDescription"))
+# Table 0119 -> what the command says. RP, RU, RO, PA and CH: see `_Reading`.
+CONTROLS = {
+    "NW": "NW", "RO": "NW", "PA": "NW", "XO": "XO", "CA": "CA", "OC": "CA", "CR": "CA", "RP": "CA", "RU": "CA",
+    "DC": "DC", "OD": "DC", "HD": "HD", "RL": "RL", "SC": "SC", "SN": "SN", "NA": "NA", "SS": "SS",
+    **dict.fromkeys(("OK", "UA", "UC", "UX", "RQ"), "note"),
+}  # fmt: skip
+DETAILED = ("NW", "RO", "PA", "CH", "XO", "SN")  # ORM_O01: the detail is optional, and a cancel needs none
+NEW = ("NW", "RO", "PA")
+STATUSES = ("A", "CA", "CM", "DC", "ER", "HD", "IP", "RP", "SC")  # table 0038
+WHAT = {
+    "accession_number": ("order", "accession number"),
+    "requested_procedure_id": ("procedure", "Requested Procedure ID"),
+    "sps_id": ("step", "Scheduled Procedure Step ID"),
+    "study_instance_uid": ("procedure", "Study Instance UID"),
+}
 
 
-def to_commands(msg: Message, site: Site) -> list[OrderCommand]:
+def to_commands(msg: Message, site: Site, profile: Profile | None = None) -> list[OrderCommand]:
     """One command per accession number of the message, with all its procedures and steps, in the message's order.
 
-    Raises what the acknowledgement says: 100 for a missing or misplaced segment, 101, 102, 103 for a field."""
-    imaging = msg.header.type.startswith("OMI")
-    _check_order_of_segments(msg, imaging)
-    patient = patient_of(only_pid(msg), msg, site)
-    commands: list[OrderCommand] = []
-    for group in groups(msg.segments, "ORC"):
-        made = _command(_Group(group), msg, patient, site, imaging)
-        last = next((c for c in commands if _same_order(c, made)), None)
-        if last is None:
-            commands.append(made)
-        else:
-            commands[commands.index(last)] = _joined(last, made)
-    return commands
+    profile: None = the shipped one for its type. Raises what the acknowledgement says: 100 for a missing or misplaced
+    segment, 101, 102, 103 for a field."""
+    profile = profile or profiles.for_type(msg.header.type) or profiles.shipped("ihe-rad4-2.3.1")
+    return _Reading(msg, profile.source_site(site), profile).commands()
 
 
-def _check_order_of_segments(msg: Message, imaging: bool) -> None:
-    names = [segment.name for segment in msg.segments]
-    if "ORC" not in names:
-        raise MissingField("ORC", "an order message holds at least one ORC", err="100")
-    if "PID" not in names or names.index("PID") > names.index("ORC"):
-        raise MissingField("PID", "a PID must stand before the first ORC", err="100")
-    for group in groups(msg.segments, "ORC"):
-        inside = [segment.name for segment in group]
-        if group[0].get(1) in CANCELS:  # ORM_O01: the detail is optional, and a cancel needs none
-            continue
-        if "OBR" not in inside:
-            raise MissingField(f"ORC^{group[0].position}", "an order group holds an OBR", err="100")
-        if imaging and ("IPC" not in inside or inside.index("IPC") < inside.index("OBR")):
-            raise MissingField("IPC", "an IPC follows the OBR of each order group", err="100")
-    if imaging and "IPC" in names[: names.index("ORC")]:
-        raise InvalidValue("IPC^1", "stands before its order", err="100")
+@dataclass(frozen=True)
+class _Part:
+    """One ORC and what follows it. meaning: of its ORC-1 with ORC-5. status: empty where ORC-5 is none of the table."""
+
+    scope: Group
+    meaning: str
+    status: str
+
+    @property
+    def orc(self) -> Segment:
+        return self.scope["ORC"]
+
+    @property
+    def new(self) -> bool:
+        return self.meaning in NEW
+
+    def all(self, name: str) -> list[Segment]:
+        return [segment for segment in self.scope.segments if segment.name == name]
 
 
-class _Group:
-    """One ORC and what follows it. obr: an empty one where a cancel has none."""
+class _Reading:
+    """One message on its way to commands."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
-        self.orc = segments[0]
-        self.obr = self._first(segments, "OBR") or Segment("OBR", ["OBR"], self.orc.delimiters)
-        self.tq1, self.zds = self._first(segments, "TQ1"), self._first(segments, "ZDS")
-        self.ipcs = [segment for segment in segments if segment.name == "IPC"]
-        self.notes = [segment for segment in segments if segment.name == "NTE"]
+    def __init__(self, msg: Message, site: Site, profile: Profile) -> None:
+        self.msg, self.site, self.profile = msg, site, profile
+        self.imaging = msg.header.type.startswith("OMI")
+        self.policies = profile.policies(site)
 
-    @staticmethod
-    def _first(segments: Sequence[Segment], name: str) -> Segment | None:
-        return next((segment for segment in segments if segment.name == name), None)
+    @cached_property
+    def header(self) -> Group:
+        """What stands before the first order: MSH, the patient, the visit. Notes count from PID on."""
+        before: list[Segment] = []
+        for segment in self.msg.segments:
+            if segment.name == "ORC":
+                break
+            if segment.name != "NTE" or any(one.name == "PID" for one in before):
+                before.append(segment)
+        return Group.of(before)
 
+    @cached_property
+    def above(self) -> dict[str, Segment]:
+        """What an order group sees of it: a note is about what it follows."""
+        return {name: segment for name, segment in self.header.items() if name != "NTE"}
 
-# One order group
+    @cached_property
+    def visit(self) -> dict[str, Any]:
+        return self.profile.said("visit", self.header, self.site, new=True)[1]
 
+    def commands(self) -> list[OrderCommand]:
+        parts = [self._part(segments) for segments in groups(self.msg.segments, "ORC")]
+        self._check_order_of_segments(parts)
+        self.patient = self._patient()
+        made: list[OrderCommand] = []
+        old: list[OrderCommand] = []  # RP and RU, which wait for their RO
+        before, steps_due = "", []
+        for part in parts:
+            if old and part.meaning not in ("RP", "RU", "RO"):
+                raise _no_replacement(old)
+            if part.meaning == "CH":
+                at = _parent(made, part)
+                made[at] = _with_child(made[at], self._procedure(part, part.scope), part)
+            elif part.meaning in ("RP", "RU"):
+                old.append(self._command(part))
+            else:
+                if part.meaning == "RO" and not old and before != "RO":
+                    raise InvalidValue(part.orc.place(1), "an RO follows the RP or RU that it replaces", err="100")
+                command = replace(self._command(part), replaces=tuple(old))
+                old = []
+                at = _add(made, command)
+                if part.meaning == "PA":
+                    steps_due.append((at, part))
+            before = part.meaning
+        if old:
+            raise _no_replacement(old)
+        for at, part in steps_due:
+            if any(not step.sps_id for procedure in made[at].procedures for step in procedure.steps):
+                self._need("sps_id", "", part.scope, "reject")
+        return made
 
-def _command(group: _Group, msg: Message, patient: PersonCommand, site: Site, imaging: bool) -> OrderCommand:
-    orc, obr = group.orc, group.obr
-    control = orc.get(1)
-    if control not in CONTROLS:
-        raise InvalidValue(orc.place(1), f"order control is one of {', '.join(CONTROLS)}", err="103")
-    holder, number = (group.ipcs[0], 1) if imaging and group.ipcs else (obr, 18)
-    needed = control == "NW"
-    accession = _key(holder, number, "accession number", "AccessionNumber", needed)
-    issuer = site.accession_issuer
-    attributes: dict[str, Any] = {}
-    if holder.name == "IPC":
-        issuer = values.authority(holder, 1, 2, issuer)
-        if holder.get(1, 3):
-            attributes["IssuerOfAccessionNumberSequence"] = _entity(holder, 1)
-    procedure = (_procedure_of_ipcs if holder.name == "IPC" else _procedure_of_obr)(group, site, needed)
-    return OrderCommand(
-        control=control,  # type: ignore[arg-type]
-        accession_number=accession,
-        accession_issuer=issuer,
-        priority=_priority(group),
-        patient=patient,
-        procedures=(procedure,) if procedure else (),
-        begun=orc.get(5) == "IP",
-        at=values.moment(orc.get(9), site) or values.moment(msg["MSH-7"], site),
-        attributes=attributes | _order_attributes(msg, group, site),
-        place=f"ORC^{orc.position}^2",
-    )
+    def _part(self, segments: Sequence[Segment]) -> _Part:
+        orc = segments[0]
+        control, status = orc.get(1).strip(), orc.get(5).strip().upper()
+        meaning = self.profile.meaning(control, status)
+        if status and status not in STATUSES:
+            log.get().info("hl7.status_unlisted", place=orc.place(5))
+            status = ""
+        return _Part(Group.of(segments, self.above), meaning or "", status)
 
+    def _check_order_of_segments(self, parts: Sequence[_Part]) -> None:
+        names = [segment.name for segment in self.msg.segments]
+        if not parts:
+            raise MissingField("ORC", "an order message holds at least one ORC", err="100")
+        if "PID" not in names or names.index("PID") > names.index("ORC"):
+            raise MissingField("PID", "a PID must stand before the first ORC", err="100")
+        for part in parts:
+            if part.meaning and part.meaning not in DETAILED:
+                continue
+            inside = [segment.name for segment in part.scope.segments]
+            if "OBR" not in inside:
+                raise MissingField(f"ORC^{part.orc.position}", "an order group holds an OBR", err="100")
+            if self.imaging and ("IPC" not in inside or inside.index("IPC") < inside.index("OBR")):
+                raise MissingField("IPC", "an IPC follows the OBR of each order group", err="100")
+        if self.imaging and "IPC" in names[: names.index("ORC")]:
+            raise InvalidValue("IPC^1", "stands before its order", err="100")
+        for part in parts:
+            if not part.meaning:
+                enabled = ", ".join(one for one in profiles.MEANINGS if one in self.profile.enabled)
+                raise InvalidValue(part.orc.place(1), f"order control is one of {enabled}", err="103")
 
-def _procedure_of_ipcs(group: _Group, site: Site, needed: bool) -> ProcedureCommand:
-    """One group is one requested procedure, each IPC one step of it; all agree in IPC-1, 2 and 3."""
-    head = group.ipcs[0]
-    for ipc in group.ipcs[1:]:
-        for number in (1, 2, 3):
-            if ipc.get(number) != head.get(number):
-                raise InvalidValue(ipc.place(number), "differs from the first IPC of its order group", err="102")
-    study_uid = values.uid(head, 3)
-    if needed and not study_uid:
-        raise MissingField(head.place(3), "Study Instance UID is required")
-    procedure_id = _key(head, 2, "Requested Procedure ID", "RequestedProcedureID", needed)
-    steps = [_step_of_ipc(ipc, group, site) for ipc in group.ipcs]
-    return _procedure(group, procedure_id, study_uid or "", steps)
+    def _patient(self) -> PersonCommand:
+        person = patient_of(only_pid(self.msg), self.msg, self.site)
+        if not self.profile.levels["patient"]:
+            return person
+        fields, attributes = self.profile.said("patient", self.header, self.site, new=True)
+        said = {name: value for name, value in fields.items() if value is not None and name in ("birth_date", "sex")}
+        attributes = {name: value for name, value in attributes.items() if value is not None}
+        return replace(person, **said, attributes=person.attributes | attributes)
 
+    # One order group
 
-def _step_of_ipc(ipc: Segment, group: _Group, site: Site) -> StepCommand:
-    protocol = values.codes(ipc, 6)
-    modality = (values.modality(ipc, 5), values.modality(group.obr, 24), values.modality_of(protocol))
-    return replace(
-        _step(group, site),
-        sps_id=values.required(ipc, 4, "Scheduled Procedure Step ID", "ScheduledProcedureStepID"),
-        modality=first(modality),
-        station_ae_titles=values.ae_titles(ipc, 9),
-        description=shown(ipc, 6, "ScheduledProcedureStepDescription", 2),
-        attributes={
-            "ScheduledPerformingPhysicianName": technician(group.obr, 34, site),
-            "ScheduledProtocolCodeSequence": protocol,
-            "ScheduledStationName": values.texts(ipc, 7, "ScheduledStationName"),
-            "ScheduledProcedureStepLocation": shown(ipc, 8, "ScheduledProcedureStepLocation"),
-        },
-    )
+    def _command(self, part: _Part) -> OrderCommand:
+        scope, profile, new = part.scope, self.profile, part.new
+        order, attributes = profile.said("order", scope, self.site, new=new)
+        if new:
+            self._need("accession_number", order.get("accession_number", ""), scope, "reject")
+            attributes |= self.visit  # PID and PV1 of a change or cancel are not the order's (RAD-13)
+        order["accession_issuer"] = order.get("accession_issuer") or self.site.accession_issuer
+        procedure = self._procedure(part, scope)
+        return OrderCommand(
+            control=CONTROLS[part.meaning],  # type: ignore[arg-type]
+            status=part.status,
+            patient=self.patient,
+            procedures=(procedure,) if procedure else (),
+            begun=part.status == "IP",
+            attributes=attributes,
+            place=f"ORC^{part.orc.position}^2",
+            known=profile.identity.known or "refuse",
+            unknown=profile.identity.unknown or "refuse",
+            policies=self.policies,
+            **order,
+        )
 
+    def _procedure(self, part: _Part, scope: Group) -> ProcedureCommand | None:
+        """One group is one requested procedure, each IPC one step of it; all agree in IPC-1, 2 and 3. Without IPC the
+        group is one step, and pairs with one Requested Procedure ID are one procedure. None: it names none."""
+        ipcs = part.all("IPC") if "IPC" in self.profile.steps_by else []
+        for ipc in ipcs[1:]:
+            for number in (1, 2, 3):
+                if ipc.get(number) != ipcs[0].get(number):
+                    raise InvalidValue(ipc.place(number), "differs from the first IPC of its order group", err="102")
+        said, attributes = self.profile.said("procedure", scope, self.site, new=part.new)
+        if part.new:
+            strict: Missing = "reject" if ipcs or "ZDS" in scope else "derive"
+            self._need("study_instance_uid", said.get("study_instance_uid", ""), scope, strict)
+            self._need("requested_procedure_id", said.get("requested_procedure_id", ""), scope, "reject")
+        scopes = [scope.with_segment(ipc) for ipc in ipcs] or [scope]
+        steps = tuple(self._step(part, one, said, by_ipc=bool(ipcs)) for one in scopes)
+        names = ("requested_procedure_id", "study_instance_uid", "placer_number", "filler_number")
+        if not (ipcs or part.new or steps[0].sps_id or any(said.get(name) for name in names)):
+            return None if part.meaning != "CH" else ProcedureCommand(**said, attributes=attributes, steps=steps)
+        return ProcedureCommand(**said, attributes=attributes, steps=steps)
 
-def _procedure_of_obr(group: _Group, site: Site, needed: bool) -> ProcedureCommand | None:
-    """ORM and OMG: each ORC/OBR pair is one step; pairs with one OBR-19 are one procedure."""
-    obr = group.obr
-    procedure_id = _key(obr, 19, "Requested Procedure ID", "RequestedProcedureID", needed)
-    sps_id = _key(obr, 20, "Scheduled Procedure Step ID", "ScheduledProcedureStepID", needed)
-    study_uid = values.uid(group.zds, 1) if group.zds else None
-    if group.zds and needed and not study_uid:
-        raise MissingField(group.zds.place(1), "Study Instance UID is required")
-    # PS3.4 Table K.6-1: a step has a description, a protocol code, or both; HIS orders often fill OBR-4.1 to 4.3 only.
-    protocol = first((values.codes(obr, 4, component=4), values.codes(obr, 4)))
-    step = replace(
-        _step(group, site),
-        sps_id=sps_id,
-        modality=first((values.modality(obr, 24), values.modality_of(protocol))),
-        station_ae_titles=values.ae_titles(group.orc, 18),
-        description=first(shown(obr, 4, "ScheduledProcedureStepDescription", component) for component in (5, 2)),
-        attributes={
-            "ScheduledPerformingPhysicianName": technician(obr, 34, site),
-            "ScheduledProtocolCodeSequence": protocol,
-        },
-    )
-    made = _procedure(group, procedure_id, study_uid or "", [step])
-    named = made.requested_procedure_id or made.study_instance_uid or made.placer_number or made.filler_number
-    return made if named or sps_id or needed else None
+    def _step(self, part: _Part, scope: Group, procedure: dict[str, Any], *, by_ipc: bool) -> StepCommand:
+        said, attributes = self.profile.said("step", scope, self.site, new=part.new)
+        if by_ipc or (part.new and part.meaning != "PA"):
+            self._need("sps_id", said.get("sps_id", ""), scope, "reject")
+        if said.get("modality") is None:
+            said["modality"] = values.modality_of(attributes.get("ScheduledProtocolCodeSequence"))
+            self._tell("modality", "first digit of the JJ1017 code", said["modality"])
+        if self.profile.stations and (part.new or said.get("station_ae_titles")):
+            self._set_station(said, attributes, procedure, scope)
+        numbers = {name: procedure.get(name, "") for name in NUMBERS}
+        return StepCommand(**said, attributes=attributes, **numbers)
 
+    def _set_station(
+        self, said: dict[str, Any], attributes: dict[str, Any], procedure: dict[str, Any], scope: Group
+    ) -> None:
+        """By the rules of the profile, for a new order, or where a rule corrects what the message names."""
+        own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
+        own |= {f"procedure.{name}": procedure.get(name) for name in ("code_value", "code_scheme", "description")}
+        rule = self.profile.station(scope, own, named=bool(said.get("station_ae_titles")))
+        if rule is None:
+            return
+        for into, name, value in (
+            (said, "station_ae_titles", rule.ae_titles),
+            (said, "modality", rule.modality),
+            (attributes, "ScheduledStationName", [rule.station_name] if rule.station_name else None),
+            (attributes, "ScheduledProcedureStepLocation", rule.location),
+        ):
+            if value and (rule.always or not into.get(name)):
+                into[name] = value
+                self._tell(name, f"station rule of line {rule.line}", value)
 
-def _procedure(group: _Group, procedure_id: str, study_uid: str, steps: Sequence[StepCommand]) -> ProcedureCommand:
-    orc, obr = group.orc, group.obr
-    coded = 44 if obr.field(44) else 4
-    code = values.codes(obr, coded)
-    leading = code[0] if code else {"CodeValue": "", "CodingSchemeDesignator": "", "CodeMeaning": ""}
-    code_said = bool(obr.get(coded))
-    comments = [note.text(3) for note in group.notes if note.field(3)]
-    placer, filler = _number(group, 2), _number(group, 3)
-    return ProcedureCommand(
-        requested_procedure_id=procedure_id,
-        study_instance_uid=study_uid,
-        placer_number=placer[0],
-        placer_issuer=placer[1],
-        filler_number=filler[0],
-        filler_issuer=filler[1],
-        description=first(shown(obr, at, "RequestedProcedureDescription", 2) for at in (coded, 4)),
-        code_value=leading["CodeValue"] if code_said else None,
-        code_scheme=leading["CodingSchemeDesignator"] if code_said else None,
-        code_meaning=leading["CodeMeaning"] if code_said else None,
-        attributes={
-            **{name: _line(obr, field, name) for field, name in PROCEDURE_TEXT},
-            "ReasonForTheRequestedProcedure": first(
-                shown(obr, 31, "ReasonForTheRequestedProcedure", component) for component in (2, 1)
-            ),
-            "ReasonForRequestedProcedureCodeSequence": values.codes(obr, 31) if obr.get(31, 2) else None,
-            "RequestedProcedureComments": _comments(comments),
-            "OrderPlacerIdentifierSequence": _entity(orc, 2) if orc.get(2, 3) else None,
-            "OrderFillerIdentifierSequence": _entity(orc, 3) if orc.get(3, 3) else None,
-        },
-        steps=tuple(steps),
-    )
+    def _tell(self, name: str, source: str, value: Any) -> None:
+        if self.profile.trace and value is not None:
+            self.profile.trace(TARGETS[f"step.{name}"], Path("", text=source), None, value)
 
-
-def _step(group: _Group, site: Site) -> StepCommand:
-    """What ORC, OBR and TQ1 say of a step."""
-    placer, filler = _number(group, 2), _number(group, 3)
-    at = _start(group, site)
-    return StepCommand(
-        start_date=at and at[0], start_time=at and at[1], placer_number=placer[0], placer_issuer=placer[1],
-        filler_number=filler[0], filler_issuer=filler[1],
-    )  # fmt: skip
-
-
-def _key(segment: Segment, number: int, what: str, keyword: str, needed: bool) -> str:
-    """Only a new order must say everything; the others may name it by any of its numbers (5.3)."""
-    return values.required(segment, number, what, keyword) if needed else exact(segment, number, keyword) or ""
-
-
-def _number(group: _Group, field: int) -> tuple[str, str]:
-    """Placer (2) or filler (3) number and its issuer, from ORC, else from OBR."""
-    keyword = {2: "PlacerOrderNumberImagingServiceRequest", 3: "FillerOrderNumberImagingServiceRequest"}[field]
-    for segment in (group.orc, group.obr):
-        if value := exact(segment, field, keyword):
-            return value, values.authority(segment, field, 2)
-    return "", ""
-
-
-def _entity(segment: Segment, number: int) -> list[dict[str, str]]:
-    return values.entity(*(segment.get(number, component) for component in (2, 3, 4)))
-
-
-def _line(obr: Segment, field: int, keyword: str) -> str | None:
-    """Of a coded field its text, of a plain one the whole."""
-    coded = shown(obr, field, keyword, 2)
-    if coded:
-        return coded
-    return values.null(obr.text(field), lambda text: values.fit(text, keyword, obr, field))
-
-
-def _comments(lines: Sequence[str]) -> str | None:
-    said = [line for line in lines if line != NULL]
-    return "\n".join(said)[: values.CHARACTERS_MAX["LT"]] if lines else None
-
-
-def _start(group: _Group, site: Site) -> tuple[str, str] | None:
-    """TQ1-7, else ORC-7.4, else OBR-27.4."""
-    sources = ((group.tq1, 7, 1), (group.orc, 7, 4), (group.obr, 27, 4))
-    return first(values.start(segment, number, component, site) for segment, number, component in sources if segment)
-
-
-def _priority(group: _Group) -> str | None:
-    """TQ1-9, else ORC-7.6, else OBR-27.6."""
-    sources = ((group.tq1, 9, 1), (group.orc, 7, 6), (group.obr, 27, 6))
-    said = next((code for segment, n, c in sources if segment and (code := segment.get(n, c))), "")
-    return (PRIORITY.get(said) or PRIORITY.get(said[:1], "ROUTINE")) if said else None
+    def _need(self, identifier: str, value: str, scope: Group, default: Missing) -> None:
+        """Only a new order must say everything; the others may name it by any of its numbers (5.3)."""
+        if value or self.profile.missing(identifier, self.site, default) != "reject":
+            return
+        level, what = WHAT[identifier]
+        found = self.profile.source_of(f"{level}.{identifier}", scope)
+        place = found[0].place(found[1]) if found else f"ORC^{scope['ORC'].position}"
+        raise MissingField(place, f"{what} is required")
 
 
-def _order_attributes(msg: Message, group: _Group, site: Site) -> dict[str, Any]:
-    orc, obr = group.orc, group.obr
-    attributes: dict[str, Any] = {
-        "RequestingPhysician": first(_name(segment, n, site) for segment, n in ((obr, 16), (orc, 12))),
-        "RequestingService": first(shown(orc, 17, "RequestingService", component) for component in (2, 1)),
+NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
+
+
+def _no_replacement(old: Sequence[OrderCommand]) -> MissingField:
+    return MissingField(old[-1].place.rpartition("^")[0], "an RO follows the RP or RU that it replaces", err="100")
+
+
+# Parent and child (JAHIS)
+
+
+def _parent(made: Sequence[OrderCommand], part: _Part) -> int:
+    """The order that a CH tells more of: ORC-8 names it, else it is the group before."""
+    stated = {
+        name: part.orc.get(8, component).strip() for name, component in (("placer_number", 1), ("filler_number", 2))
     }
-    # PID and PV1 of a change or cancel are not the order's (RAD-13).
-    return attributes | _visit_attributes(msg, site) if orc.get(1) == "NW" else attributes
+    stated = {name: number for name, number in stated.items() if number}
+    for at in range(len(made) - 1, -1, -1):
+        if not stated or any(
+            getattr(procedure, name) == number for procedure in made[at].procedures for name, number in stated.items()
+        ):
+            return at
+    raise MissingField(part.orc.place(8), "the parent of a CH stands before it in the same message", err="100")
 
 
-def _visit_attributes(msg: Message, site: Site) -> dict[str, Any]:
-    pv1, pid = msg.first("PV1"), msg.first("PID")
-    attributes: dict[str, Any] = {"ImagingServiceRequestComments": _comments(_notes_of_the_patient(msg))}
-    if pv1 is None:
-        return attributes
-    attributes |= {name: shown(pv1, field, name) for field, name in VISIT_TEXT}
-    attributes["ReferringPhysicianName"] = _name(pv1, 8, site)
-    if pv1.get(15) == "B6":
-        attributes["PregnancyStatus"] = 3
-    for segment, number in ((pv1, 19), (pid, 18)):
-        if segment and (visit := exact(segment, number, "AdmissionID")):
-            issuer = values.entity(*(segment.get(number, 4, n) for n in (1, 2, 3)))
-            return attributes | {"AdmissionID": visit, "IssuerOfAdmissionIDSequence": issuer}
-    return attributes
+def _with_child(parent: OrderCommand, child: ProcedureCommand | None, part: _Part) -> OrderCommand:
+    """A child with an SPS ID of its own is a step; of one without, the codes go to its parent's step."""
+    if child is None or not parent.procedures:
+        return parent
+    *others, whole = parent.procedures
+    detail = child.steps[0]
+    if any(step.sps_id for step in child.steps):
+        own = tuple(step for step in whole.steps if step.sps_id)  # the whole examination is no step beside its parts
+        whole = replace(whole, steps=own + child.steps)
+    elif whole.steps and parent.control != "CA":
+        *rest, last = whole.steps
+        whole = replace(whole, steps=(*rest, _with_codes(last, detail)))
+    whole = replace(whole, attributes=_with_comments(whole.attributes, whole.attributes, child.attributes))
+    return replace(parent, procedures=(*others, whole))
 
 
-def _notes_of_the_patient(msg: Message) -> list[str]:
-    """NTE between PID and the first order."""
-    notes, after_pid = [], False
-    for segment in msg.segments:
-        if segment.name == "ORC":
-            break
-        after_pid |= segment.name == "PID"
-        if after_pid and segment.name == "NTE" and segment.field(3):
-            notes.append(segment.text(3))
-    return notes
-
-
-def _name(segment: Segment, number: int, site: Site) -> str | None:
-    return values.null(segment.field(number), lambda _: person(segment, number, site, XCN))
+def _with_codes(step: StepCommand, detail: StepCommand) -> StepCommand:
+    name = "ScheduledProtocolCodeSequence"
+    more = detail.attributes.get(name)
+    codes = [*(step.attributes.get(name) or ()), *more] if more else step.attributes.get(name)
+    return replace(
+        step,
+        modality=values.first((step.modality, detail.modality)),
+        description=values.first((step.description, detail.description)),
+        attributes={**step.attributes, name: codes},
+    )
 
 
 # Several groups of one order
+
+
+def _add(made: list[OrderCommand], command: OrderCommand) -> int:
+    """Where it stands among the commands: by itself, or joined to the same order's."""
+    for at, known in enumerate(made):
+        if _same_order(known, command):
+            made[at] = _joined(known, command)
+            return at
+    made.append(command)
+    return len(made) - 1
 
 
 def _same_order(a: OrderCommand, b: OrderCommand) -> bool:
@@ -317,6 +339,7 @@ def _joined(known: OrderCommand, more: OrderCommand) -> OrderCommand:
         begun=known.begun or more.begun,
         priority=max(priorities, key=PRIORITIES.index, default=None),
         attributes=_both(known.attributes, more.attributes),
+        replaces=known.replaces + more.replaces,
     )
 
 
@@ -325,12 +348,19 @@ def _one_procedure(known: ProcedureCommand, more: ProcedureCommand, place: str) 
     uids = {known.study_instance_uid, more.study_instance_uid} - {""}
     if len(uids) > 1:
         raise InvalidValue(place, "the Study Instance UID differs between steps of one requested procedure", err="102")
-    attributes = _both(known.attributes, more.attributes)
-    comments = [one.attributes.get("RequestedProcedureComments") for one in (known, more)]
-    attributes["RequestedProcedureComments"] = _comments(list(dict.fromkeys(filter(None, comments))))
     return replace(
-        known, study_instance_uid=next(iter(uids), ""), attributes=attributes, steps=known.steps + more.steps
+        known,
+        study_instance_uid=next(iter(uids), ""),
+        attributes=_with_comments(_both(known.attributes, more.attributes), known.attributes, more.attributes),
+        steps=known.steps + more.steps,
     )
+
+
+def _with_comments(attributes: dict[str, Any], *said: dict[str, Any]) -> dict[str, Any]:
+    """With what all of them remark, once."""
+    name = "RequestedProcedureComments"
+    comments = list(dict.fromkeys(filter(None, (one.get(name) for one in said))))
+    return {**attributes, name: joined(comments, name)}
 
 
 def _both(known: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,665 @@
+"""One profile: read from its text once, with every fault and its line, then asked for each message. Pure."""
+
+import fnmatch
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import resources
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from broker import ids
+from broker.config import Site
+from broker.errors import BrokerError, ConfigError
+from broker.mwl.commands import Policies
+from broker.ris_bridge.hl7 import values
+from broker.ris_bridge.hl7.message import Segment, part
+from broker.ris_bridge.hl7.values import NULL
+from broker.ris_bridge.mapping import paths
+from broker.ris_bridge.mapping.lines import fault, line_of
+from broker.ris_bridge.mapping.paths import ALL, ROW, ROW_DELIMITERS, Condition, Path, Scope
+from broker.ris_bridge.mapping.targets import LEVELS, TARGETS, Target, joined, keyword_of
+
+TYPE = r"^[A-Z]{3}(\^[A-Z0-9]{3})?$"  # ORM^O01, or ORM for all its events
+NAME = r"[a-z0-9][a-z0-9._-]{0,63}"
+FOLDER = resources.files("broker.ris_bridge.mapping") / "profiles"
+EXTENDS_MAX = 8  # profiles, one above the other
+TEXT_BYTES_MAX = 1024**2
+RULES_MAX = 2000  # fields, tables, stations and messages of one profile, each
+
+# Message code -> the shipped profile that reads it, unless the sender's entry names another.
+BY_TYPE = {"ORM": "ihe-rad4-2.3.1", "OMI": "ihe-rad4-2.5.1", "OMG": "ihe-rad4-2.5.1"}
+
+Missing = Literal["reject", "generate", "derive"]
+Means = Literal["order", "schedule", "report", "arrive", "unarrive", "ignore"]
+# What an ORC-1 may mean; `orders_in` says what is done. Table 0119.
+Meaning = Literal[
+    "NW", "XO", "CA", "DC", "HD", "RL", "SC", "SN", "NA", "SS", "RP", "RU", "RO", "PA", "CH", "OC", "OD", "CR",
+    "OK", "UA", "UC", "UX", "RQ",
+]  # fmt: skip
+MEANINGS: tuple[str, ...] = get_args(Meaning)
+BUILT_IN = {"PA_CA": "CA"}  # JAHIS: a whole examination that is cancelled
+# Over HL7, where neither profile nor site says more. `orders_in` wants the Study UID of OMI and ZDS.
+DEFAULTS: dict[str, Missing] = {
+    "accession_number": "reject", "requested_procedure_id": "reject", "sps_id": "reject",
+    "study_instance_uid": "derive",
+}  # fmt: skip
+Find = Callable[[str], str | None]
+
+
+# The text
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FieldText(Table):
+    to: str
+    sources: list[str] = Field(default=[], alias="from", max_length=20)
+    when: list[str] = Field(default=[], max_length=20)
+    table: str = ""
+    default: str = ""
+
+
+class StationText(Table):
+    priority: int = 0
+    when: list[str] = Field(default=[], max_length=20)
+    ae_titles: list[str] = Field(default=[], max_length=50)
+    station_name: str = ""
+    location: str = ""
+    modality: str = ""
+    always: bool = False
+
+
+class IdentityText(Table):
+    accession_number: Missing | None = None
+    requested_procedure_id: Missing | None = None
+    sps_id: Missing | None = None
+    study_instance_uid: Missing | None = None
+    accession_issuer: str | None = Field(default=None, max_length=64)
+    patient_id_issuer: str | None = Field(default=None, max_length=64)
+    known: Literal["refuse", "change"] | None = None
+    unknown: Literal["refuse", "place"] | None = None
+
+
+class ControlsText(Table):
+    enabled: list[Meaning] | None = None
+    meanings: dict[str, Meaning] = {}
+
+
+class MessageText(Table):
+    type: str = Field(pattern=TYPE)
+    when: list[str] = Field(default=[], max_length=20)
+    means: Means
+
+
+class ProfileText(Table):
+    name: str = Field(pattern=f"^{NAME}$")
+    description: str = ""
+    extends: str = ""
+    messages: list[Annotated[str, Field(pattern=TYPE)]] = []
+    field: list[FieldText] = Field(default=[], max_length=RULES_MAX)
+    tables: dict[str, dict[str, str]] = {}
+    station: list[StationText] = Field(default=[], max_length=RULES_MAX)
+    identity: IdentityText = IdentityText()
+    controls: ControlsText = ControlsText()
+    message: list[MessageText] = Field(default=[], max_length=RULES_MAX)
+
+
+# Compiled
+
+
+@dataclass(frozen=True)
+class CodeTable:
+    """What a sender's code is here. Keys may hold * and ?; a code that no key fits says nothing."""
+
+    exact: Mapping[str, str]
+    patterns: tuple[tuple["re.Pattern[str]", str], ...]
+
+    def get(self, said: str) -> str | None:
+        if said in self.exact:
+            return self.exact[said]
+        return next((value for pattern, value in self.patterns if pattern.fullmatch(said)), None)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One [[field]]: the first source that says something counts. default: of new orders, where none does."""
+
+    sources: tuple[tuple[Path, CodeTable | None], ...]
+    when: tuple[Condition, ...]
+    default: Any
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A target with its rules; the first that gives something counts."""
+
+    target: Target
+    keyword: str
+    rules: tuple[Rule, ...]
+
+
+@dataclass(frozen=True)
+class Station:
+    """ae_titles …: None = the rule does not say. It speaks where the message names no station, or always."""
+
+    priority: int
+    when: tuple[Condition, ...]
+    ae_titles: tuple[str, ...] | None
+    station_name: str | None
+    location: str | None
+    modality: str | None
+    always: bool
+    line: int
+
+
+@dataclass(frozen=True)
+class MessageRule:
+    type: str
+    when: tuple[Condition, ...]
+    means: Means
+
+
+@dataclass(frozen=True)
+class Problem:
+    """warning: the profile works, but hardly as its author means it."""
+
+    line: int
+    text: str
+    warning: bool = False
+    profile: str = ""
+
+
+Said = tuple[dict[str, Any], dict[str, Any]]
+Trace = Callable[[Target, Path | None, Segment | None, Any], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Profile:
+    """label: as the journal names it, `jahis v3`. levels: by target. chain: the names of those that it extends.
+    steps_by: the segments that it reads for a step. trace: is told of each value where it came from."""
+
+    name: str
+    description: str
+    messages: tuple[str, ...]
+    levels: Mapping[str, tuple[Filled, ...]]
+    stations: tuple[Station, ...]
+    identity: IdentityText
+    enabled: frozenset[str]
+    meanings: Mapping[str, str]
+    rules: tuple[MessageRule, ...]
+    chain: tuple[str, ...] = ()
+    warnings: tuple[Problem, ...] = ()
+    label: str = ""
+    trace: Trace | None = None
+    steps_by: frozenset[str] = frozenset()
+
+    def said(self, level: str, scope: "Group", site: Site, *, new: bool) -> Said:
+        """What the scope says of that level: fields of the command, and attributes by keyword. new: of an order that
+        is placed, for which defaults count."""
+        fields: dict[str, Any] = {}
+        attributes: dict[str, Any] = {}
+        for filled in self.levels[level]:
+            target = filled.target
+            value = self._first(filled, scope, site, new)
+            into = attributes if target.attribute else fields
+            if target.kind.parts:
+                absent = target.kind.absent
+                into.update(zip(target.kind.parts, value or (absent,) * len(target.kind.parts), strict=True))
+            else:
+                into[target.name] = target.kind.absent if value is None else value
+        return fields, attributes
+
+    def _first(self, filled: Filled, scope: "Group", site: Site, new: bool) -> Any:
+        target = filled.target
+        for rule in filled.rules:
+            if rule.when and not paths.all_hold(rule.when, scope, {}):
+                continue
+            for path, table in rule.sources:
+                segment = scope.get(path.segment)
+                if segment is None:
+                    continue
+                if path.column:
+                    found = path.find(scope)
+                    if found is None:
+                        continue
+                    segment, path = found
+                fields, number = segment.fields, path.number
+                if number >= len(fields) or not fields[number]:
+                    continue
+                value = _read(filled, scope, segment, path, table, site)
+                if value is not None:
+                    if self.trace:
+                        self.trace(target, path, segment, value)
+                    return value
+            if new and rule.default is not None:
+                if self.trace:
+                    self.trace(target, None, None, rule.default)
+                return rule.default
+        return None
+
+    def station(self, scope: Scope, own: Mapping[str, str | None], *, named: bool) -> Station | None:
+        """The rule that says where a step goes. named: the message says so itself."""
+        for rule in self.stations:
+            if (rule.always or not named) and paths.all_hold(rule.when, scope, own):
+                return rule
+        return None
+
+    def meaning(self, control: str, status: str) -> str | None:
+        """Of ORC-1 and ORC-5; None for a control that is not taken."""
+        if control in MEANINGS and control not in self.enabled:
+            return None
+        meant = self.meanings.get(f"{control}_{status}") or self.meanings.get(control)
+        return meant or (control if control in MEANINGS else None)
+
+    def means(self, kind: str, scope: Scope) -> Means | None:
+        """What a message is, where a [[message]] rule says so. kind: MSH-9, `ORU^R01`."""
+        for rule in self.rules:
+            if rule.type in (kind, kind.partition("^")[0]) and paths.all_hold(rule.when, scope, {}):
+                return rule.means
+        return None
+
+    def missing(self, identifier: str, site: Site, default: Missing) -> Missing:
+        """What becomes of a new order without it: the profile says, else the site, else the kind of message."""
+        return getattr(self.identity, identifier) or getattr(site, f"missing_{identifier}") or default
+
+    def reads(self, kind: str) -> bool:
+        """Whether messages of that type are its. kind: MSH-9, `ORM^O01`."""
+        known = {*self.messages, *(rule.type for rule in self.rules)}
+        return not self.messages or bool({kind, kind.partition("^")[0]} & known)
+
+    def policies(self, site: Site) -> Policies:
+        """How those are made that are missing and may be."""
+        return Policies(**{
+            name: "derive" if self.missing(name, site, default) == "derive" else "generate"
+            for name, default in DEFAULTS.items()
+        })  # fmt: skip
+
+    def source_site(self, site: Site) -> Site:
+        """The site as this source of messages has it: whose numbers are those without an authority."""
+        names = ("accession_issuer", "patient_id_issuer")
+        own = {name: value for name in names if (value := getattr(self.identity, name)) is not None}
+        return site.model_copy(update=own) if own else site
+
+    def source_of(self, target: str, scope: Scope) -> tuple[Segment, int] | None:
+        """Where the message would have said it: for the error that it does not."""
+        for filled in self.levels[target.partition(".")[0]]:
+            if filled.target.text == target:
+                for rule in filled.rules:
+                    if paths.all_hold(rule.when, scope, {}):
+                        for path, _ in rule.sources:
+                            if found := path.find(scope):
+                                return found[0], found[1].number
+        return None
+
+
+class Group(dict[str, Segment]):
+    """The first segment of each name, and all of them: a scope."""
+
+    segments: Sequence[Segment] = ()
+
+    @classmethod
+    def of(cls, segments: Sequence[Segment], above: Mapping[str, Segment] | None = None) -> "Group":
+        group = cls(above or {})
+        own: dict[str, Segment] = {}
+        for segment in segments:
+            own.setdefault(segment.name, segment)
+        group.update(own)
+        group.segments = segments
+        return group
+
+    def with_segment(self, segment: Segment) -> "Group":
+        group = Group(self)
+        group[segment.name] = segment
+        group.segments = self.segments
+        return group
+
+
+def _read(filled: Filled, scope: Group, segment: Segment, path: Path, table: CodeTable | None, site: Site) -> Any:
+    kind = filled.target.kind
+    if kind.lines:
+        segments = [one for one in scope.segments if one.name == path.segment]
+        return joined(
+            [line for one in segments if (line := kind.read(one, path, filled.keyword, site))], filled.keyword
+        )
+    if table is not None:
+        translated = _translated(segment, path, table)
+        if translated is None:
+            return None
+        segment = translated
+    return kind.read(paths.picked(segment, path), path, filled.keyword, site)
+
+
+def _translated(segment: Segment, path: Path, table: CodeTable) -> Segment | None:
+    """The segment with its codes looked up, each in the place of the sender's. None: the table has none of them."""
+    if segment.field(path.number) == NULL:
+        return segment
+    signs = segment.delimiters
+    if path.whole:
+        value = table.get(segment.text(path.number).strip())
+        return None if value is None else paths.with_field(segment, path.number, paths.written(value, signs))
+    found = []
+    for repetition in segment.repetitions(path.number):
+        said = part(repetition, signs, path.component, path.subcomponent).strip()
+        value = table.get(said) if said else None
+        if value is None and path.repetition != ALL and not path.repetition:
+            found.append("")
+            continue
+        text = "" if value is None else paths.written(value, signs)
+        found.append(signs[1] * (path.component - 1) + signs[4].replace("\0", "") * (path.subcomponent - 1) + text)
+    return paths.with_field(segment, path.number, signs[2].join(found)) if any(found) else None
+
+
+# Reading a profile
+
+
+def shipped_text(name: str) -> str | None:
+    return _shipped_texts().get(name)
+
+
+@cache
+def _shipped_texts() -> dict[str, str]:
+    return {
+        file.name.removesuffix(".toml"): file.read_text("utf-8")
+        for file in FOLDER.iterdir()
+        if file.name.endswith(".toml")
+    }
+
+
+def shipped_names() -> list[str]:
+    return sorted(_shipped_texts())
+
+
+@cache
+def shipped(name: str) -> Profile:
+    text = shipped_text(name)
+    if text is None:
+        raise ConfigError(f"mapping {name}", f"is none of those that are shipped: {', '.join(shipped_names())}")
+    return parse(text)
+
+
+def for_type(kind: str) -> Profile | None:
+    """What reads a message of that type where its sender has no profile of its own. kind: MSH-9, `ORM^O01`."""
+    name = BY_TYPE.get(kind.partition("^")[0])
+    return shipped(name) if name else None
+
+
+def parse(text: str, find: Find = shipped_text, label: str = "") -> Profile:
+    """Raises ConfigError with the line of the first fault. find: the text of a profile that it extends."""
+    profile, problems = look(text, find)
+    faults = [problem for problem in problems if not problem.warning]
+    if faults or profile is None:
+        first = faults[0]
+        raise ConfigError(f"{first.profile or 'mapping'} line {first.line}", first.text)
+    return replace(profile, label=label or profile.name)
+
+
+def look(text: str, find: Find = shipped_text) -> tuple[Profile | None, list[Problem]]:
+    """The profile, None where it has faults, and everything that is wrong or odd in it."""
+    try:
+        chain = _chain(text, find)
+    except _Fault as fault:
+        return None, [fault.problem]
+    compiler = _Compiler(chain)
+    profile = compiler.profile()
+    problems = sorted(compiler.problems, key=lambda one: (one.warning, one.line))
+    return (None if any(not one.warning for one in problems) else profile), problems
+
+
+class _Fault(Exception):
+    def __init__(self, line: int, text: str, profile: str = "") -> None:
+        self.problem = Problem(line, text, profile=profile)
+
+
+def _chain(text: str, find: Find) -> list[tuple[ProfileText, str]]:
+    """The profile and those that it extends, its own first."""
+    chain: list[tuple[ProfileText, str]] = []
+    names: list[str] = []
+    while True:
+        said = _text(text, names[-1] if names else "")
+        chain.append((said, text))
+        if not said.extends:
+            return chain
+        line = line_of(text, "", key="extends")
+        names.append(said.extends)
+        if said.extends in [one.name for one, _ in chain]:
+            raise _Fault(
+                line, f"extends itself: {' -> '.join(one.name for one, _ in chain)} -> {said.extends}", said.name
+            )
+        if len(chain) > EXTENDS_MAX:
+            raise _Fault(line, f"stands on more than {EXTENDS_MAX} others", said.name)
+        below = find(said.extends)
+        if below is None:
+            raise _Fault(line, f"no such profile: {said.extends}", said.name)
+        text = below
+
+
+def _text(text: str, name: str) -> ProfileText:
+    if len(text.encode()) > TEXT_BYTES_MAX:
+        raise _Fault(1, f"is larger than {TEXT_BYTES_MAX} bytes", name)
+    try:
+        tree = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = re.search(r"line ([0-9]+)", str(error))
+        raise _Fault(int(found[1]) if found else 1, f"is not TOML: {error}", name) from None
+    try:
+        return ProfileText.model_validate(tree)
+    except ValidationError as error:
+        where, sentence = fault(error)
+        raise _Fault(_line(text, where), f"{'.'.join(where)}: {sentence}", name) from None
+
+
+def _line(text: str, where: Sequence[str]) -> int:
+    """where: `field 3 to`, `tables priority S`, `identity known`, `name`."""
+    match where:
+        case [word, index, *rest] if index.isdigit():
+            return line_of(text, word, int(index), rest[0] if rest else "")
+        case ["tables", name, *rest]:
+            return line_of(text, f"tables.{name}", 0, rest[0] if rest else "")
+        case ["controls", "meanings", *rest]:
+            return line_of(text, "controls.meanings", 0, rest[0] if rest else "")
+        case [word, key, *_]:
+            return line_of(text, word, 0, key)
+        case [key]:
+            return line_of(text, "", key=key) if line_of(text, "", key=key) > 1 else line_of(text, key)
+    return 1
+
+
+class _Compiler:
+    """Collects what is wrong instead of stopping at the first. chain: the profile, then what it extends."""
+
+    def __init__(self, chain: Sequence[tuple[ProfileText, str]]) -> None:
+        self.chain = chain
+        self.problems: list[Problem] = []
+        self.text, self.name = chain[0][1], chain[0][0].name
+        self.used: set[str] = set()
+
+    def wrong(self, where: Sequence[str], text: str, *, warning: bool = False) -> None:
+        self.problems.append(Problem(_line(self.text, where), text, warning, self.name))
+
+    def profile(self) -> Profile:
+        said = self.chain[0][0]
+        tables = self._tables()
+        identity: dict[str, Any] = {}
+        meanings: dict[str, str] = dict(BUILT_IN)
+        enabled, messages = frozenset(MEANINGS), ()
+        for one, _ in reversed(self.chain):
+            identity |= one.identity.model_dump(exclude_none=True)
+            meanings |= one.controls.meanings
+            if one.controls.enabled is not None:
+                enabled = frozenset(one.controls.enabled)
+            messages = tuple(one.messages) or messages  # type: ignore[assignment]
+        levels = self._levels(tables)
+        profile = Profile(
+            name=said.name,
+            description=said.description,
+            messages=messages,
+            levels=levels,
+            stations=self._stations(),
+            identity=IdentityText(**identity),
+            enabled=enabled,
+            meanings=meanings,
+            rules=self._rules(),
+            chain=tuple(one.name for one, _ in self.chain[1:]),
+            steps_by=frozenset(
+                path.segment for filled in levels["step"] for rule in filled.rules for path, _ in rule.sources
+            ),
+        )
+        self._at(0)
+        for name in said.tables:
+            if name not in self.used:
+                self.wrong(["tables", name], f"no field uses the table {name}", warning=True)
+        return replace(profile, warnings=tuple(one for one in self.problems if one.warning))
+
+    def _at(self, n: int) -> ProfileText:
+        said, self.text = self.chain[n]
+        self.name = said.name
+        return said
+
+    def _tables(self) -> dict[str, dict[str, str]]:
+        """A table of the same name adds to the one below, or changes it."""
+        tables: dict[str, dict[str, str]] = {}
+        for one, _ in reversed(self.chain):
+            for name, entries in one.tables.items():
+                tables[name] = tables.get(name, {}) | entries
+        return tables
+
+    def _levels(self, tables: dict[str, dict[str, str]]) -> dict[str, tuple[Filled, ...]]:
+        """What a profile says of a target stands in place of all that those below say of it."""
+        filled: dict[str, tuple[int, list[Rule]]] = {}
+        for n in range(len(self.chain)):
+            for index, entry in enumerate(self._at(n).field):
+                known = filled.setdefault(entry.to, (n, []))
+                rule = self._rule(entry, index, tables)
+                if known[0] == n and rule is not None:
+                    known[1].append(rule)
+        levels: dict[str, list[Filled]] = {level: [] for level in LEVELS}
+        for name, (_, rules) in sorted(filled.items()):
+            if (target := TARGETS.get(name)) and any(rule.sources or rule.default is not None for rule in rules):
+                levels[target.level].append(Filled(target, keyword_of(target), tuple(rules)))
+        return {level: tuple(found) for level, found in levels.items()}
+
+    def _rule(self, entry: FieldText, index: int, tables: dict[str, dict[str, str]]) -> Rule | None:
+        where = ["field", str(index)]
+        target = TARGETS.get(entry.to)
+        if target is None:
+            self.wrong([*where, "to"], f"no such target: {entry.to}")
+            return None
+        table = None
+        if entry.table:
+            if entry.table not in tables:
+                self.wrong([*where, "table"], f"no such table: {entry.table}")
+            else:
+                self.used.add(entry.table)
+                table = self._table(entry.table, tables[entry.table], target)
+        sources = []
+        for text in entry.sources:
+            try:
+                path = paths.parse(text)
+            except ConfigError as error:
+                self.wrong([*where, "from"], error.text)
+                continue
+            if path.repetition == ALL and not (
+                target.kind.several or target.kind.lines or target.kind.read is ALL_TEXT
+            ):
+                self.wrong([*where, "from"], f"{text}: {entry.to} takes one value; name a repetition, such as [1]")
+            sources.append((path, table))
+        return Rule(tuple(sources), self._when(entry.when, where), self._default(entry, target, where))
+
+    def _table(self, name: str, entries: dict[str, str], target: Target) -> CodeTable:
+        for key, value in entries.items():
+            owner = next(n for n, (one, _) in enumerate(self.chain) if key in one.tables.get(name, {}))
+            sentence = self._unfit(target, value)
+            if sentence:
+                text, own_name = self.chain[owner][1], self.chain[owner][0].name
+                line = _line(text, ["tables", name, key])
+                self.problems.append(Problem(line, f"{key}: {value!r} {sentence} ({target.text})", profile=own_name))
+        patterns = tuple(
+            (re.compile(fnmatch.translate(key)), value) for key, value in entries.items() if "*" in key or "?" in key
+        )
+        return CodeTable(entries, patterns)
+
+    def _unfit(self, target: Target, value: str) -> str:
+        if target.kind.check is None:
+            return "stands where neither a table nor a default can"
+        return target.kind.check(value, keyword_of(target)) if value else ""
+
+    def _default(self, entry: FieldText, target: Target, where: Sequence[str]) -> Any:
+        if not entry.default:
+            return None
+        sentence = self._unfit(target, entry.default)
+        if sentence:
+            self.wrong([*where, "default"], f"{entry.default!r} {sentence}")
+            return None
+        cell = Segment(ROW, [ROW, entry.default], ROW_DELIMITERS)
+        try:
+            return target.kind.read(cell, Path(ROW, 1, whole=True), keyword_of(target), Site())
+        except BrokerError as error:
+            self.wrong([*where, "default"], error.text)
+            return None
+
+    def _when(self, texts: Sequence[str], where: Sequence[str], *, own: bool = False) -> tuple[Condition, ...]:
+        found = []
+        for text in texts:
+            try:
+                found.append(paths.condition(text, own=own))
+            except ConfigError as error:
+                self.wrong([*where, "when"], error.text)
+        return tuple(found)
+
+    def _rules(self) -> tuple[MessageRule, ...]:
+        return tuple(
+            MessageRule(entry.type, self._when(entry.when, ["message", str(index)]), entry.means)
+            for n in range(len(self.chain))
+            for index, entry in enumerate(self._at(n).message)
+        )
+
+    def _stations(self) -> tuple[Station, ...]:
+        """The highest priority first; of the same, in their order, a profile's own before those below."""
+        found = []
+        for n in range(len(self.chain)):
+            for index, entry in enumerate(self._at(n).station):
+                where = ["station", str(index)]
+                for title in entry.ae_titles:
+                    if not re.fullmatch(ids.AE_TITLE, title):
+                        self.wrong([*where, "ae_titles"], f"{title!r} is no AE title")
+                if entry.modality and not values.CODE_STRING.fullmatch(entry.modality):
+                    self.wrong([*where, "modality"], f"{entry.modality!r} is no DICOM modality such as CT")
+                for name in ("station_name", "location"):
+                    if len(getattr(entry, name)) > values.CHARACTERS_MAX["SH"]:
+                        self.wrong([*where, name], "is longer than 16 characters")
+                if not (entry.ae_titles or entry.station_name or entry.location or entry.modality):
+                    self.wrong(where, "the rule says nothing: ae_titles, station_name, location or modality")
+                found.append(
+                    (n, Station(
+                        entry.priority, self._when(entry.when, where, own=True), tuple(entry.ae_titles) or None,
+                        entry.station_name or None, entry.location or None, entry.modality or None, entry.always,
+                        _line(self.text, where),
+                    ))
+                )  # fmt: skip
+        ordered = sorted(found, key=lambda one: -one[1].priority)
+        for at, (n, rule) in enumerate(ordered):
+            self._at(n)
+            self._dead(rule, [one for _, one in ordered[:at]])
+        return tuple(rule for _, rule in ordered)
+
+    def _dead(self, rule: Station, before: Sequence[Station]) -> None:
+        text = ""
+        for condition in rule.when:
+            if any(condition.excludes(other) for other in rule.when):
+                text = f"never speaks: {condition.text!r} excludes another condition of the same rule"
+        for other in before:
+            if (other.always or not rule.always) and all(
+                any(mine.implies(theirs) for mine in rule.when) for theirs in other.when
+            ):
+                text = f"never speaks: the rule of line {other.line} goes before it wherever it could"
+        if text:
+            self.problems.append(Problem(rule.line, text, True, self.name))
+
+
+ALL_TEXT = TARGETS["step.ScheduledStationName"].kind.read

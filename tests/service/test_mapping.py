@@ -1,0 +1,210 @@
+"""Profiles of the site: versions, one of each in use, seen by the next message; nothing is tried on real rows."""
+
+import datetime as dt
+
+import pytest
+from sqlmodel import select
+
+from broker import clock, db, site
+from broker.errors import BrokerError, ConfigError, DuplicateKey, UnknownKey
+from broker.model.messages import Message
+from broker.model.orders import ImagingOrder
+from broker.model.work import AuditEvent
+from broker.ris_bridge.hl7 import road
+from broker.ris_bridge.mapping import profile, store, trial
+
+MINE = 'name = "mine"\nextends = "ihe-rad4-2.3.1"\n'
+ROOM = MINE + '[[field]]\nto = "step.ScheduledProcedureStepLocation"\nfrom = ["OBR-21"]\n'
+PID = "PID|1||0000012345^^^HOSP^PI||YAMADA^TARO||19700101|M"
+OBR = "OBR|1|{p}^HIS|F1^RIS|CTCHEST^胸部CT^99LOCAL||||||||||||||{a}|RP1|SPS1|CT室1|||CT"
+
+
+def put(text: str) -> tuple[str, int, str]:
+    return db.run(store.put, text, now=clock.now(), actor="test")
+
+
+def order_message(number: int, application: str = "HIS") -> bytes:
+    head = f"MSH|^~\\&|{application}|HOSP|C|D|2025120108550{number}||ORM^O01|M{number}|P|2.3.1||||||UNICODE UTF-8"
+    orc = f"ORC|NW|P{number}^HIS|F1^RIS||SC||^^^20251201093000"
+    return "\r".join((head, PID, orc, OBR.format(p=f"P{number}", a=f"ACC{number}"))).encode()
+
+
+def send(raw: bytes, settings) -> bytes:
+    return road.receive(raw, "127.0.0.1", settings).raw
+
+
+def register(mapping: str) -> None:
+    db.run(site.add_sender, "his", now=clock.now(), actor="test", application="HIS", mapping=mapping)
+
+
+def journalled() -> list[Message]:
+    return list(db.read(lambda session: session.exec(select(Message).order_by(Message.pk)).all()))
+
+
+def test_each_change_is_a_version_and_the_same_text_is_none(database):
+    assert [put(MINE), put(MINE), put(ROOM), put(MINE)] == [
+        ("mine", 1, "added"), ("mine", 1, "unchanged"), ("mine", 2, "changed"), ("mine", 3, "changed"),
+    ]  # fmt: skip
+    assert [(row.version, row.active) for row in db.read(store.rows)] == [(3, True), (2, False), (1, False)]
+    said = db.read(lambda session: session.exec(select(AuditEvent).where(AuditEvent.subject == "mapping:mine")).all())
+    assert [(one.actor, one.detail["version"]) for one in said] == [("test", 1), ("test", 2), ("test", 3)]
+
+
+def test_an_earlier_version_comes_back(database):
+    put(MINE), put(ROOM), put(MINE + "\n")
+    back = [db.run(store.rollback, "mine", to, now=clock.now(), actor="test") for to in (None, None, 3)]
+    assert back == [2, 1, 3]
+    for to in (None, 9):
+        name = "none" if to is None else "mine"
+        with pytest.raises(UnknownKey):
+            db.run(store.rollback, name, to, now=clock.now(), actor="test")
+    assert [row.version for row in db.read(store.rows) if row.active] == [3]
+    put(ROOM)
+    assert db.read(store.text_of, "mine") == ROOM
+    assert db.read(store.text_of, "mine", 1) == MINE
+
+
+def test_a_profile_with_a_fault_is_not_taken_and_a_shipped_one_not_changed(database):
+    for text in (MINE + "[tables", 'name = "jahis"\n', 'name = "other"\nextends = "nobody"\n'):
+        with pytest.raises((ConfigError, DuplicateKey)):
+            put(text)
+    assert db.read(store.rows) == []
+
+
+def test_a_change_below_is_refused_where_it_breaks_what_stands_on_it(database):
+    put(MINE + '[tables.t]\nA = "CT"\n')
+    put('name = "above"\nextends = "mine"\n[[field]]\nto = "step.modality"\nfrom = ["OBR-5"]\ntable = "t"\n')
+    with pytest.raises(ConfigError) as refused:
+        put(MINE)
+    assert refused.value.place == "mapping above"
+    with pytest.raises(ConfigError):
+        put(MINE.replace("ihe-rad4-2.3.1", "above"))
+
+
+def test_the_next_message_is_read_by_the_new_version(database, settings):
+    """No restart: the version in use is asked for with each message."""
+    register("mine")
+    assert b"MSA|AE" in send(order_message(1), settings)  # no such profile: told, and looked at again later
+    put(MINE)
+    assert b"MSA|AA" in send(order_message(1), settings)
+    put(ROOM)
+    assert b"MSA|AA" in send(order_message(2), settings)
+    db.run(store.rollback, "mine", None, now=clock.now(), actor="test")
+    assert b"MSA|AA" in send(order_message(3), settings)
+    assert [row.mapping for row in journalled()] == ["mine v1", "mine v2", "mine v1"]
+
+
+def test_a_change_below_is_seen_by_what_stands_on_it(database):
+    put(MINE)
+    put('name = "above"\nextends = "mine"\n')
+    first = db.read(store.load, "above")
+    assert db.read(store.load, "above") is first
+    put(ROOM)
+    targets = {filled.target.text for filled in db.read(store.load, "above").levels["step"]}
+    assert "step.ScheduledProcedureStepLocation" in targets
+    assert "step.ScheduledProcedureStepLocation" not in {one.target.text for one in first.levels["step"]}
+
+
+def test_who_has_no_profile_is_read_by_the_shipped_one_of_the_type(database, settings):
+    assert b"MSA|AA" in send(order_message(1, "OTHER"), settings)
+    assert [row.mapping for row in journalled()] == ["ihe-rad4-2.3.1"]
+
+
+def test_a_profile_reads_its_own_messages_alone(database):
+    put(MINE.replace('.1"\n', '.1"\nmessages = ["OMG^O19"]\n'))
+    names = [db.read(store.reader, "mine", kind).name for kind in ("OMG^O19", "ORM^O01")]
+    assert names == ["mine", "ihe-rad4-2.3.1"]
+    assert db.read(store.reader, "mine", "ADT^A08") is None
+
+
+def test_a_message_that_its_profile_ignores_is_answered_and_changes_nothing(database, settings):
+    register("mine")
+    put(MINE + '[[message]]\ntype = "ORM"\nwhen = ["OBR-24 = CT"]\nmeans = "ignore"\n')
+    assert b"MSA|AA" in send(order_message(1), settings)
+    (row,) = journalled()
+    assert (row.state, row.became, row.mapping) == ("APPLIED", "ignored by its profile", "mine v1")
+    assert db.read(lambda session: session.exec(select(ImagingOrder)).all()) == []
+
+
+# Before and after
+
+
+def test_the_last_messages_are_compared_and_nothing_is_stored(database, settings):
+    """A20"""
+    for number in (1, 2, 3):
+        send(order_message(number), settings)
+    send(order_message(4).replace(b"|CT", b"|C T*"), settings)
+    before = [(row.state, row.became) for row in journalled()]
+    found = db.read(trial.diff, profile.parse(ROOM), 3, settings)
+    assert (found.looked_at, found.counts) == (3, {"changed": 2, "refused alike": 1})
+    assert found.differences[0].lines == [
+        "order 1 procedure 1 step 1 ScheduledProcedureStepLocation: not said -> CT室1"
+    ]
+    assert [(row.state, row.became) for row in journalled()] == before
+    assert db.read(trial.diff, profile.parse(MINE), 10, settings).counts == {"same": 3, "refused alike": 1}
+
+
+def test_what_would_be_refused_or_taken_newly_is_told(database, settings):
+    send(order_message(1), settings)
+    send(order_message(2).replace(b"ACC2", b""), settings)
+    text = MINE + '[identity]\naccession_number = "derive"\n[controls]\nenabled = ["NW"]\n'
+    assert db.read(trial.diff, profile.parse(text), 10, settings).counts == {"same": 1, "newly taken": 1}
+    counts = db.read(trial.diff, profile.parse(MINE + '[controls]\nenabled = ["XO"]\n'), 10, settings).counts
+    assert counts == {"newly refused": 1, "changed": 1}
+
+
+def test_only_messages_of_senders_that_name_the_profile_are_compared(database, settings):
+    put(MINE)
+    register("mine")
+    send(order_message(1), settings), send(order_message(2, "OTHER"), settings)
+    found = db.read(trial.diff, profile.parse(ROOM), 10, settings)
+    assert [one.message_pk for one in found.differences] == [1]
+    assert found.looked_at == 1
+
+
+def test_a_message_of_the_journal_can_be_tried(database, settings):
+    send(order_message(1), settings)
+    msg = db.read(trial.message_of, 1, settings)
+    ((title, _),) = trial.try_message(msg, profile.parse(ROOM), settings.site).items
+    assert title == "NW ACC1 SPS1"
+    with pytest.raises(UnknownKey):
+        db.read(trial.message_of, 9, settings)
+
+
+# The site file
+
+
+def test_the_site_file_carries_profiles_and_the_same_file_changes_nothing(database, tmp_path):
+    put(MINE.replace("mine", "zbase"))
+    put(ROOM.replace("ihe-rad4-2.3.1", "zbase") + "# it's 'quoted' \\ here\n")
+    text = db.read(site.export)
+    assert text.index("[mapping.zbase]") < text.index("[mapping.mine]")
+    file = tmp_path / "site.toml"
+    file.write_text(text, "utf-8")
+    assert {outcome for _, outcome in _import(file)} == {"unchanged"}
+    file.write_text(text.replace("OBR-21", "OBR-22"), "utf-8")
+    assert dict(_import(file))["mapping mine"] == "changed"
+    assert db.read(store.text_of, "mine").count("OBR-22") == 1
+    odd = 'name = "odd"\r\ndescription = "\'\'\'"\r\n'
+    put(odd)
+    file.write_text(db.read(site.export), "utf-8", newline="")
+    assert {outcome for _, outcome in _import(file)} == {"unchanged"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("[mapping.x]\ntext = 'name = \"y\"'\n", "mapping x"), ("[mapping.x]\ntext = 'a'\ntxt = 'a'\n", "line 3"),
+     ("[mapping.x]\ntext = 'name = '\n", "line 1"), ("[[mapping]]\nname = 'x'\n", "line 1")],
+)  # fmt: skip
+def test_a_site_file_with_a_wrong_profile_is_refused_whole(database, tmp_path, text, said):
+    file = tmp_path / "site.toml"
+    file.write_text(f"{text}\n[[sender]]\nname = 'his'\n", "utf-8")
+    with pytest.raises(BrokerError) as refused:
+        _import(file)
+    assert said in str(refused.value)
+    assert db.read(site.senders) == []
+
+
+def _import(file) -> list[tuple[str, str]]:
+    now = dt.datetime.now(dt.UTC)
+    return db.run(site.apply, site.read_file(file), now=now, actor="test")
