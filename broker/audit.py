@@ -8,13 +8,14 @@ from sqlmodel import Session
 from broker.model.work import AuditEvent
 
 Action = Literal[
-    "order.create", "order.update", "order.cancel",
-    "patient.create", "patient.update", "patient.merge",
+    "order.create", "order.update", "order.cancel", "order.status", "order.replace", "order.note", "order.report",
+    "patient.create", "patient.update", "patient.merge", "patient.move", "patient.change_id", "patient.undo",
     "step.change", "performed.create", "performed.update",
     "instance.receive", "instance.duplicate", "instance.conflict", "instance.adopt", "instance.missing",
     "study.settle", "study.decide", "study.resolve", "study.reject", "study.undo", "study.archive", "study.recall",
+    "study.move",
     "case.open", "case.approve", "case.resolve", "case.undo",
-    "query.worklist", "peer.refuse",
+    "query.worklist", "peer.refuse", "message.replay", "message.dismiss",
     "site.change", "token.create", "process.start", "process.stop",
 ]  # fmt: skip
 

@@ -23,6 +23,7 @@ class Message(Row, table=True):
         Index("ix_message_state", "state", "pk"),
         Index("ix_message_type", "type", "pk"),
         Index("ix_message_sender", "sender", "pk"),
+        Index("ix_message_protocol", "protocol", "pk"),
     )
     direction: str = "in"
     protocol: str = "hl7"

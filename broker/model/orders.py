@@ -14,7 +14,8 @@ class ImagingOrder(Row, table=True):
     """placed_at: the order's own time (ORC-9, else MSH-7). last_event_at: of the newest message applied (stale guard).
     withheld: why its items are offered to no device (a question for a person is open); empty = offered.
     reported_at: when a final report was known. attributes: further worklist attributes by DICOM keyword.
-    identifier_pk: the patient identifier that it was placed under. replaces_pk: the order that it stands in for."""
+    identifier_pk: the patient identifier that it was placed under. replaces_pk: the order that it stands in for.
+    said: when the messages were made that each thing is known from (mwl/said.py); so in procedures and steps."""
 
     __tablename__ = "imaging_order"
     __table_args__ = (UniqueConstraint("accession_number", "accession_issuer"),)
@@ -30,6 +31,7 @@ class ImagingOrder(Row, table=True):
     message_pk: int | None = Field(default=None, index=False)
     identifier_pk: int | None = link("patient_identifier.pk", nullable=True)
     replaces_pk: int | None = link("imaging_order.pk", nullable=True)
+    said: dict[str, str] = json_field()
 
 
 class RequestedProcedure(Row, table=True):
@@ -59,6 +61,7 @@ class RequestedProcedure(Row, table=True):
     code_scheme: str = ""
     code_meaning: str = ""
     attributes: dict[str, Any] = json_field()
+    said: dict[str, str] = json_field()
 
 
 class ScheduledStep(Row, table=True):
@@ -97,6 +100,7 @@ class ScheduledStep(Row, table=True):
     appointment_issuer: str = ""
     dataset: bytes = blob()
     attributes: dict[str, Any] = json_field()
+    said: dict[str, str] = json_field()
 
 
 class ScheduledStation(Row, table=True):

@@ -11,7 +11,7 @@ from broker.model.base import Row, json_field, link, moment
 class Patient(Row, table=True):
     """name: DICOM PN of up to three groups `alphabetic=ideographic=phonetic`. romanised: its first group was made from
     the third by a table. birth_date: YYYYMMDD or empty. sex: M, F, O or empty. attributes: further worklist attributes
-    by DICOM keyword. merged_into: the survivor."""
+    by DICOM keyword. merged_into: the survivor. said: when the messages were made that each field is known from."""
 
     __tablename__ = "patient"
     name: str = ""
@@ -20,10 +20,12 @@ class Patient(Row, table=True):
     sex: str = ""
     attributes: dict[str, Any] = json_field()
     merged_into: int | None = link("patient.pk", nullable=True)
+    said: dict[str, str] = json_field()
 
 
 class PatientIdentifier(Row, table=True):
-    """One identifier names one patient. type: HL7 table 0203 (PI, MR). retired: by a merge; leads to the survivor."""
+    """One identifier names one patient. type: HL7 table 0203 (PI, MR). retired: by a merge, a move or a change of
+    identifier; it leads to whoever has it now."""
 
     __tablename__ = "patient_identifier"
     __table_args__ = (UniqueConstraint("value", "issuer"),)
@@ -47,8 +49,8 @@ class PatientVersion(Row, table=True):
 
 class PatientMerge(Row, table=True):
     """A merge, a move or a change of identifier, with all that is needed to take it back. patient_pk: the survivor, or
-    who got the identifier. prior_pk: who lost it; None where nobody had it. moved: what went over, and what it was
-    before, by table."""
+    who got the identifier. prior_pk: who lost it; patient_pk where the identifier was that patient's already, None
+    where nobody had it. moved: what went over, and what it was before (mwl/merges.py)."""
 
     __tablename__ = "patient_merge"
     event: str

@@ -4,17 +4,40 @@ from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
 
+from broker import db
 from broker.config import Site
 from broker.model.patients import Patient, PatientIdentifier, PatientVersion
 from broker.mwl import normalise
+from broker.mwl.commands import Identifier
+
+FIELDS = ("name", "birth_date", "sex")  # by which a person is told from another
+
+
+def row(session: Session, value: str, issuer: str) -> PatientIdentifier | None:
+    """As it is now, not as this session met it before it waited for a lock."""
+    query = select(PatientIdentifier).where(PatientIdentifier.value == value, PatientIdentifier.issuer == issuer)
+    return session.exec(query.execution_options(populate_existing=True)).first()
 
 
 def find(session: Session, value: str, issuer: str) -> Patient | None:
     """The patient with that identifier, or the survivor of its merges."""
-    row = session.exec(
-        select(PatientIdentifier).where(PatientIdentifier.value == value, PatientIdentifier.issuer == issuer)
-    ).first()
-    return survivor(session, row.patient_pk) if row else None
+    found = row(session, value, issuer)
+    return survivor(session, found.patient_pk) if found else None
+
+
+def locked(session: Session, *wanted: Identifier) -> list[Patient | None]:
+    """The living patients whom these identifiers name, locked in the order of their keys (architecture.md 7).
+
+    A merge or a move may have been committed between the look and the lock: then it is whom they name now."""
+    held: set[int] = set()
+    while True:
+        found = [find(session, one.value, one.issuer) for one in wanted]
+        missing = {patient.key for patient in found if patient} - held
+        if not missing:
+            return found
+        for pk in sorted(missing):
+            db.lock(session, Patient, pk)
+        held |= missing
 
 
 @dataclass(frozen=True)
@@ -59,6 +82,12 @@ def identifiers(session: Session, patient_pk: int) -> list[PatientIdentifier]:
             .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
         ).all()
     )
+
+
+def leading(session: Session, patient_pk: int) -> Identifier | None:
+    """What devices and status documents call the patient."""
+    known = identifiers(session, patient_pk)
+    return Identifier(known[0].value, known[0].issuer, known[0].type) if known else None
 
 
 def history(session: Session, patient_pk: int) -> list[PatientVersion]:

@@ -1,50 +1,61 @@
-"""Patients: who they are, what an order or an ADT message may change of them, and merges."""
+"""Patients: who they are, and what an order or an ADT message may change of them. Merges: mwl/merges.py."""
 
 import datetime as dt
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from broker import audit, casebook, db, outbox
-from broker.errors import InvalidValue, MissingField
-from broker.model.images import Study
-from broker.model.orders import ImagingOrder, ScheduledStep
+from broker import audit, casebook, clock, db
+from broker.errors import DuplicateKey, MissingField
 from broker.model.patients import Patient, PatientIdentifier, PatientVersion
-from broker.mwl import items, names
+from broker.mwl import belongings, identity, merge_log, merges, names
 from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
-from broker.mwl.identity import find, history, identifiers, survivor
+from broker.mwl.identity import FIELDS, find, history, identifiers
 
 __all__ = ["apply", "find", "for_order", "history", "identifiers"]
 
-IDENTITY = ("name", "birth_date", "sex")
 COMPARED_SEXES = ("M", "F")  # O, U and empty count as missing (reconciliation.md 3.3)
+RECORD = (*FIELDS, "romanised", "attributes", "said")
 
 
 def apply(session: Session, command: PatientCommand, *, now: dt.datetime, actor: str) -> Patient:
     """Do what an ADT message asks for. An unknown patient is made, whatever the event.
 
-    A further identifier that is another patient's stays that patient's, and a person is asked. Raises InvalidValue for
-    a merge with itself."""
-    patient = _locked(session, command.patient) or _create(session, command.patient, now=now, actor=actor)
-    merge_from = _prior(session, command, patient) if command.event == "merge" else None
-    changed = _update(session, patient, command.patient, cause=command.cause)
-    added, others = _add_identifiers(session, patient, command.patient.identifiers)
-    changed += added
-    if others:
-        casebook.open_case(
-            session, "identifier_conflict", f"patient:{patient.key}", level="amber", now=now, actor=actor,
-            reasons=[f"one of its identifiers belongs to patient {other} already; only a merge joins two"
-                     for other in others],
-        )  # fmt: skip
-    if changed:
+    Of each field the newest message counts, in whatever order they come; one that says no time counts always, and one
+    from the future is from now. A further identifier that is another patient's stays that patient's, and a person is
+    asked. Raises InvalidValue for a merge with itself, DuplicateKey where an identifier is changed to another
+    patient's."""
+    command = replace(command, at=min(command.at, now) if command.at else None)
+    leading = _leading(command.patient)
+    wanted = [leading] if command.event == "update" else [leading, merges.prior_of(command)]
+    found = identity.locked(session, *wanted)
+    patient, prior = found[0], found[1] if len(found) > 1 else None
+    if command.event == "change_id":
+        if patient and prior and patient.key != prior.key:
+            raise DuplicateKey("patient.id", "belongs to another patient already; only a merge joins two")
+        patient = patient or prior
+    record: dict[str, list[Any]] = {}
+    subject: Patient | None
+    if patient is None:
+        own = tuple(one for one in command.patient.identifiers if one == leading or command.event == "update")
+        person = replace(command.patient, identifiers=own)  # of the others, some may go over first
+        patient = subject = _create(session, person, now=now, actor=actor, at=command.at)
+    elif merge_log.was_taken_back(session, command):
         audit.record(
-            session, "patient.update", f"patient:{patient.key}",
-            actor=actor, now=now, cause=command.cause, changed=changed,
-        )  # fmt: skip
-    if command.event == "merge" and command.prior is not None:
-        _merge(session, merge_from, patient, command, now=now, actor=actor)
-    _rebuild(session, patient.key, now=now)
+            session, merges.ACTIONS[command.event], f"patient:{patient.key}", actor=actor, now=now, outcome="stale"
+        )
+        return patient
+    else:
+        subject = _subject(session, patient, command)
+        record = _take(session, subject, command, now=now, actor=actor)
+    if command.event != "update":
+        merges.carry_out(session, command, patient, prior, subject=subject, record=record, now=now, actor=actor)
+    if subject is patient:
+        _take_identifiers(session, patient, command, now=now, actor=actor)
+    for pk in sorted({one.key for one in (patient, prior, subject) if one}):
+        belongings.rebuild(session, pk, now=now)
     return patient
 
 
@@ -53,49 +64,101 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
 
     An order creates a patient or fills what is empty; it never overwrites (reconciliation.md 3.3), and while it
     contradicts it fills nothing either. Reasons hold no patient data."""
-    patient = _locked(session, person)
+    (patient,) = identity.locked(session, _leading(person))
     if patient is None:
         patient = _create(session, person, now=now, actor=actor)
         return patient, _conflicts(session, patient, person)
     conflicts = _conflicts(session, patient, person)
     if conflicts:
         return patient, conflicts
-    filled = _update(session, patient, _only_gaps(patient, person), cause="order")
+    filled, _ = _update(session, patient, _only_gaps(patient, person), cause="order")
     filled += _add_identifiers(session, patient, person.identifiers)[0]
     if filled:
         audit.record(
             session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause="order", changed=filled
         )
-        _rebuild(session, patient.key, now=now)
+        belongings.rebuild(session, patient.key, now=now)
     return patient, []
 
 
-def _locked(session: Session, person: PersonCommand) -> Patient | None:
-    """The patient whom the leading identifier names, locked. The others name nobody: a family may share them, and a
-    number that is wrong in one field must not bring two people together."""
+def _leading(person: PersonCommand) -> Identifier:
+    """It alone names the patient. The others name nobody: a family may share them, and a number that is wrong in one
+    field must not bring two people together."""
     if not person.identifiers or not person.identifiers[0].value:
         raise MissingField("patient.id", "a patient has an identifier")
-    leading = person.identifiers[0]
-    found = find(session, leading.value, leading.issuer)
-    if found is None:
-        return None
-    patient = db.lock(session, Patient, found.key)
-    # A merge may have been committed between the look and the lock.
-    return patient if patient.merged_into is None else db.lock(session, Patient, survivor(session, found.key).key)
+    return person.identifiers[0]
 
 
-def _create(session: Session, person: PersonCommand, *, now: dt.datetime, actor: str) -> Patient:
+def _create(
+    session: Session, person: PersonCommand, *, now: dt.datetime, actor: str, at: dt.datetime | None = None
+) -> Patient:
     patient = Patient(
         name=person.name or "",
+        romanised=bool(person.name) and person.romanised,
         birth_date=person.birth_date or "",
         sex=person.sex or "",
-        attributes={name: value for name, value in person.attributes.items() if value not in (None, "")},
+        attributes={name: value for name, value in person.attributes.items() if value not in (None, "", [])},
+        said=dict.fromkeys(_said(person), clock.iso(at)) if at else {},
     )
     session.add(patient)
     session.flush()
     _add_identifiers(session, patient, person.identifiers)
     audit.record(session, "patient.create", f"patient:{patient.key}", actor=actor, now=now)
     return patient
+
+
+# An ADT message's person
+
+
+def _subject(session: Session, patient: Patient, command: PatientCommand) -> Patient | None:
+    """Of whom the message speaks: where it is older than the merge of the number that it names, of the one who had
+    that number then, not of the survivor. None: of somebody nobody knew."""
+    named = _leading(command.patient)
+    row = identity.row(session, named.value, named.issuer)
+    if row is None or command.at is None:
+        return patient
+    owner = merge_log.owner_at(session, row, command.at)
+    if owner is None or owner == patient.pk:
+        return patient if owner else None
+    return db.lock(session, Patient, owner)
+
+
+def _take(
+    session: Session, patient: Patient | None, command: PatientCommand, *, now: dt.datetime, actor: str
+) -> dict[str, list[Any]]:
+    """Column -> [before, after] of what changed. The audit row says under which number, where that is a retired one."""
+    named = _leading(command.patient)
+    row = identity.row(session, named.value, named.issuer)
+    if patient is None:
+        assert row is not None
+        subject = f"patient:{row.patient_pk}"
+        audit.record(session, "patient.update", subject, actor=actor, now=now, cause=command.cause, outcome="stale")
+        return {}
+    before = {name: getattr(patient, name) for name in RECORD}
+    changed, stale = _update(session, patient, command.patient, cause=command.cause, at=command.at)
+    if changed or stale:
+        under = {"under": row.key} if row is not None and row.retired else {}
+        audit.record(
+            session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause=command.cause,
+            outcome="ok" if changed else "stale", changed=changed, **under,
+        )  # fmt: skip
+    return {name: [old, getattr(patient, name)] for name, old in before.items() if old != getattr(patient, name)}
+
+
+def _take_identifiers(
+    session: Session, patient: Patient, command: PatientCommand, *, now: dt.datetime, actor: str
+) -> None:
+    added, others = _add_identifiers(session, patient, command.patient.identifiers)
+    if others:
+        casebook.open_case(
+            session, merges.CONFLICT, f"patient:{patient.key}", level="amber", now=now, actor=actor,
+            reasons=[merges.conflict(other) for other in others],
+        )  # fmt: skip
+    if added:
+        audit.record(
+            session, "patient.update", f"patient:{patient.key}",
+            actor=actor, now=now, cause=command.cause, changed=added,
+        )  # fmt: skip
 
 
 def _add_identifiers(session: Session, patient: Patient, wanted: Iterable[Identifier]) -> tuple[list[str], list[int]]:
@@ -117,13 +180,20 @@ def _add_identifiers(session: Session, patient: Patient, wanted: Iterable[Identi
     return added, others
 
 
-def _update(session: Session, patient: Patient, person: PersonCommand, *, cause: str) -> list[str]:
-    """Take over what the message says (None: nothing, empty: delete); the names of the fields that changed."""
-    said: dict[str, Any] = {name: getattr(person, name) for name in IDENTITY}
-    attributes = {**patient.attributes, **{k: v for k, v in person.attributes.items() if v is not None}}
-    said["attributes"] = {name: value for name, value in attributes.items() if value != ""}
-    changes = {name: value for name, value in said.items() if value is not None and value != getattr(patient, name)}
-    if changes.keys() & set(IDENTITY):
+def _update(
+    session: Session, patient: Patient, person: PersonCommand, *, cause: str, at: dt.datetime | None = None
+) -> tuple[list[str], bool]:
+    """Take over what the message says (None: nothing, empty: delete), but for what a newer one has said: the names of
+    the fields that changed, and whether some were left."""
+    stamp, said = clock.iso(at) if at else "", _said(person)
+    taken = {name: value for name, value in said.items() if not stamp or patient.said.get(name, "") <= stamp}
+    attributes = {**patient.attributes, **{name: value for name, value in taken.items() if name not in FIELDS}}
+    changes: dict[str, Any] = {name: value for name, value in taken.items() if name in FIELDS}
+    if "name" in taken:
+        changes["romanised"] = bool(person.name) and person.romanised
+    changes["attributes"] = {name: value for name, value in attributes.items() if value not in ("", [])}
+    changes = {name: value for name, value in changes.items() if value != getattr(patient, name)}
+    if changes.keys() & set(FIELDS):
         session.add(
             PatientVersion(
                 patient_pk=patient.key,
@@ -135,8 +205,16 @@ def _update(session: Session, patient: Patient, person: PersonCommand, *, cause:
         )
     for name, value in changes.items():
         setattr(patient, name, value)
+    if stamp:
+        patient.said = {**patient.said, **dict.fromkeys(taken, stamp)}
     session.add(patient)
-    return sorted(changes)
+    return sorted(changes), len(taken) < len(said)
+
+
+def _said(person: PersonCommand) -> dict[str, Any]:
+    """Field or DICOM keyword -> what the message says of it; empty: delete."""
+    fields = {name: getattr(person, name) for name in FIELDS}
+    return {name: value for name, value in {**fields, **person.attributes}.items() if value is not None}
 
 
 # An order's person
@@ -157,9 +235,11 @@ def _conflicts(session: Session, patient: Patient, person: PersonCommand) -> lis
 
 def _only_gaps(patient: Patient, person: PersonCommand) -> PersonCommand:
     """What of the order's person is empty in the record; a name is filled group by group."""
+    name = _filled_name(patient.name, person.name or "")
     return PersonCommand(
         identifiers=person.identifiers,
-        name=_filled_name(patient.name, person.name or "") or None,
+        name=name or None,
+        romanised=patient.romanised if _groups(patient.name)[0] else person.romanised,
         birth_date=None if patient.birth_date else person.birth_date or None,
         sex=None if patient.sex else person.sex or None,
         attributes={k: v for k, v in person.attributes.items() if v not in (None, "") and k not in patient.attributes},
@@ -176,90 +256,3 @@ def _filled_name(known: str, said: str) -> str:
 
 def _groups(name: str) -> list[str]:
     return [*name.split("="), "", "", ""][:3]
-
-
-# Merges
-
-
-def _prior(session: Session, command: PatientCommand, patient: Patient) -> Patient | None:
-    """The patient that goes away, locked; None where the prior identifier is unknown or already the survivor's."""
-    if command.prior is None or not command.prior.value:
-        raise MissingField("patient.prior", "a merge names the identifier that goes away")
-    leading = command.patient.identifiers[0]
-    if (command.prior.value, command.prior.issuer) == (leading.value, leading.issuer):
-        raise InvalidValue("patient.prior", "a patient cannot be merged with itself")
-    prior = find(session, command.prior.value, command.prior.issuer)
-    return None if prior is None or prior.pk == patient.pk else db.lock(session, Patient, prior.key)
-
-
-def _merge(
-    session: Session, prior: Patient | None, patient: Patient, command: PatientCommand, *, now: dt.datetime, actor: str
-) -> None:
-    """The identifier that the message names as current lives, the prior one is retired and leads to the survivor."""
-    assert command.prior is not None
-    moved: dict[str, Any] = {}
-    if prior is not None:
-        moved = _move(session, prior, patient)
-        prior.merged_into = patient.key
-        session.add(prior)
-    retired = _claim(session, command.prior, patient, retired=True)
-    revived = _claim(session, command.patient.identifiers[0], patient, retired=False)
-    if prior is None and not retired and not revived:
-        return  # the same merge again
-    detail = {"survivor": patient.key, "prior": prior.key if prior else None, "cause": command.cause, **moved}
-    for side in filter(None, (patient, prior)):
-        audit.record(session, "patient.merge", f"patient:{side.key}", actor=actor, now=now, **detail)
-
-
-def _move(session: Session, prior: Patient, patient: Patient) -> dict[str, list[int]]:
-    """Give everything of `prior` to `patient`; the keys of what moved, from which the merge can be undone.
-
-    Performed steps follow by their links and identifiers."""
-    moved = {"identifiers": [], "orders": [], "studies": []}  # type: dict[str, list[int]]
-    for identifier in identifiers(session, prior.key):
-        identifier.patient_pk, identifier.retired = patient.key, True
-        session.add(identifier)
-        moved["identifiers"].append(identifier.key)
-    for kind, table in (("orders", ImagingOrder), ("studies", Study)):
-        rows = session.exec(
-            select(table).where(table.patient_pk == prior.key).order_by(col(table.pk)).with_for_update()
-        ).all()
-        for row in rows:
-            row.patient_pk = patient.key
-            session.add(row)
-            moved[kind].append(row.key)
-    for order_pk in moved["orders"]:
-        outbox.touch(session, order_pk)  # ended ones, too: a status document names the patient's identifier
-    session.flush()
-    return moved
-
-
-def _claim(session: Session, identifier: Identifier, patient: Patient, *, retired: bool) -> bool:
-    """Make the identifier the patient's, living or retired; whether that changed anything."""
-    row = session.exec(
-        select(PatientIdentifier).where(
-            PatientIdentifier.value == identifier.value, PatientIdentifier.issuer == identifier.issuer
-        )
-    ).first()
-    if row is not None and row.retired == retired:
-        return False
-    row = row or PatientIdentifier(
-        patient_pk=patient.key, value=identifier.value, issuer=identifier.issuer, type=identifier.type
-    )
-    row.retired = retired
-    session.add(row)
-    session.flush()
-    return True
-
-
-def _rebuild(session: Session, patient_pk: int, *, now: dt.datetime) -> None:
-    """Encode the items of every order of the patient that still has a live step."""
-    orders = session.exec(
-        select(ScheduledStep.order_pk)
-        .join(ImagingOrder, col(ScheduledStep.order_pk) == col(ImagingOrder.pk))
-        .where(ImagingOrder.patient_pk == patient_pk, col(ScheduledStep.status).in_(items.LIVE))
-        .distinct()
-        .order_by(col(ScheduledStep.order_pk))
-    ).all()
-    for order_pk in orders:
-        items.rebuild(session, order_pk, now=now)

@@ -1,5 +1,8 @@
 """Patients: what ADT changes, and that a merge leads every number to one record."""
 
+import datetime as dt
+import itertools
+
 import pytest
 from sqlmodel import select
 
@@ -10,6 +13,7 @@ from broker.model.patients import Patient, PatientIdentifier, PatientVersion
 from broker.mwl import patients
 from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
 
+T0 = dt.datetime(2025, 12, 1, tzinfo=dt.UTC)
 pytestmark = pytest.mark.usefixtures("database")
 
 
@@ -18,12 +22,14 @@ def person(number: str = "A", **changes) -> PersonCommand:
     return PersonCommand((Identifier(number, "HOSP"),), **known)
 
 
-def update(one: PersonCommand) -> None:
-    db.run(patients.apply, PatientCommand("update", one, cause="ADT^A08"), now=clock.now(), actor="test")
+def update(one: PersonCommand, hour: int | None = None) -> None:
+    at = T0 + dt.timedelta(hours=hour) if hour is not None else None
+    db.run(patients.apply, PatientCommand("update", one, at=at, cause="ADT^A08"), now=clock.now(), actor="test")
 
 
-def merge(survivor: str, prior: str) -> None:
-    command = PatientCommand("merge", person(survivor), Identifier(prior, "HOSP"), cause="ADT^A40")
+def merge(survivor: str, prior: str, hour: int | None = None) -> None:
+    at = T0 + dt.timedelta(hours=hour) if hour is not None else None
+    command = PatientCommand("merge", person(survivor), Identifier(prior, "HOSP"), at, cause="ADT^A40")
     db.run(patients.apply, command, now=clock.now(), actor="test")
 
 
@@ -49,6 +55,74 @@ def test_what_was_known_before_a_change_is_kept_with_its_cause():
     update(person())
     update(person(name="SUZUKI^TARO"))
     assert [(row.name, row.cause) for row in rows(PatientVersion)] == [("YAMADA^TARO", "ADT^A08")]
+
+
+# Late, twice, out of order
+
+STREAM = (
+    (person(name="YAMADA^TARO", sex="M", attributes={"PatientWeight": "60"}), 1),
+    (person(name="SATO^TARO", birth_date="", sex=None, attributes={"PatientWeight": "", "PatientSize": "1.7"}), 2),
+    (person(name=None, birth_date=None, sex="F", attributes={}), 3),
+)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_what_comes_late_or_twice_changes_nothing_newer(order):
+    update(person(name=None, birth_date=None, sex=None), 0)
+    for n in (*order, order[0]):
+        update(*STREAM[n])
+    (patient,) = rows(Patient)
+    assert (patient.name, patient.birth_date, patient.sex) == ("SATO^TARO", "", "F")
+    assert patient.attributes == {"PatientSize": "1.7"}
+
+
+def test_a_message_from_the_future_does_not_shut_out_those_that_follow():
+    update(person(), 24 * 365 * 30)
+    command = PatientCommand("update", person(name="SATO^TARO"), at=clock.now(), cause="ADT^A08")
+    db.run(patients.apply, command, now=clock.now(), actor="test")
+    assert rows(Patient)[0].name == "SATO^TARO"
+
+
+def test_what_was_said_before_a_merge_is_about_the_prior_and_not_about_the_survivor():
+    for number in ("A", "B"):
+        update(person(number), 0)
+    merge("B", "A", 2)
+    update(person("A", name="SUZUKI^HANAKO", sex="F"), 1)
+    assert [(patient.name, patient.sex) for patient in rows(Patient)] == [("SUZUKI^HANAKO", "F"), ("YAMADA^TARO", "M")]
+    update(person("A", name="SATO^TARO"), 3)
+    assert [patient.name for patient in rows(Patient)] == ["SUZUKI^HANAKO", "SATO^TARO"]
+
+
+def test_what_was_said_before_a_merge_of_somebody_nobody_knew_is_about_nobody_here():
+    update(person("A"), 0)
+    merge("A", "B", 2)
+    update(person("B", name="SUZUKI^HANAKO", sex="F"), 1)
+    assert [(patient.name, patient.sex) for patient in rows(Patient)] == [("YAMADA^TARO", "M")]
+
+
+def test_a_written_name_in_latin_letters_is_no_longer_marked_as_made_here():
+    update(person(name="YAMADA^TARO==ヤマダ^タロウ", romanised=True))
+    assert rows(Patient)[0].romanised
+    order(person(name="YAMADA^TAROU=山田^太郎=ヤマダ^タロウ"))
+    patient = rows(Patient)[0]
+    assert (patient.name, patient.romanised) == ("YAMADA^TARO=山田^太郎=ヤマダ^タロウ", True)
+    update(person(name="YAMADA^TAROU=山田^太郎=ヤマダ^タロウ"))
+    patient = rows(Patient)[0]
+    assert (patient.name, patient.romanised) == ("YAMADA^TAROU=山田^太郎=ヤマダ^タロウ", False)
+
+
+def test_an_order_fills_a_group_of_the_name_with_what_was_made_here_and_says_so():
+    update(person(name="=山田^太郎=ヤマダ^タロウ"))
+    assert not rows(Patient)[0].romanised
+    order(person(name="YAMADA^TARO==ヤマダ^タロウ", romanised=True))
+    assert (rows(Patient)[0].name, rows(Patient)[0].romanised) == ("YAMADA^TARO=山田^太郎=ヤマダ^タロウ", True)
+
+
+def order(one: PersonCommand) -> None:
+    db.run(patients.for_order, one, now=clock.now(), actor="test")
+
+
+# Merges (more of them: test_merges.py)
 
 
 def test_after_a_merge_both_numbers_lead_to_the_survivor_also_through_a_chain():

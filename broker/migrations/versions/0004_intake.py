@@ -24,6 +24,8 @@ def upgrade() -> None:
     for table, names in TEXTS.items():
         for name in names:
             op.add_column(table, sa.Column(name, sa.String(), nullable=False, server_default=""))
+    for table in ("patient", "imaging_order", "requested_procedure", "scheduled_step"):
+        op.add_column(table, sa.Column("said", sa.JSON(), nullable=False, server_default="{}"))
     for table, name in (("patient", "romanised"), ("sender", "order_responses")):
         op.add_column(table, sa.Column(name, sa.Boolean(), nullable=False, server_default=sa.false()))
     # In place: Alembic would copy the table on SQLite, and its rows point at each other.
@@ -32,7 +34,7 @@ def upgrade() -> None:
         op.execute(f"ALTER TABLE imaging_order ADD COLUMN {name} {kind} REFERENCES {target} (pk)")
         op.create_index(f"ix_imaging_order_{name}", "imaging_order", [name])
     op.create_index("ix_scheduled_step_appointment", "scheduled_step", ["appointment_number", "appointment_issuer"])
-    for name in ("state", "type", "sender"):
+    for name in ("state", "type", "sender", "protocol"):
         op.create_index(f"ix_message_{name}", "message", [name, "pk"])
     _tables()
 

@@ -1,19 +1,26 @@
-"""PID to a person, ADT to patient commands (conformance.md 5.1, 5.4). Pure."""
+"""PID to a person, ADT to commands about patients and their visits (conformance.md 5.1, 5.4). Pure."""
 
+import datetime as dt
 import re
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from broker.config import Site
 from broker.errors import InvalidValue, MissingField, Unsupported
-from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
-from broker.ris_bridge.hl7 import values
+from broker.mwl.commands import Identifier, PatientCommand, PersonCommand, VisitCommand
+from broker.ris_bridge.hl7 import values, visits_in
 from broker.ris_bridge.hl7.message import Message, Segment
-from broker.ris_bridge.hl7.names import person
+from broker.ris_bridge.hl7.names import read
 from broker.ris_bridge.hl7.values import NULL, null
 
-UPDATES = ("A01", "A04", "A05", "A08", "A28", "A31")
-MERGES = ("A40",)
+Kind = Literal["update", "merge", "move", "change_id"]
+UPDATES = ("A01", "A03", "A04", "A05", "A08", "A11", "A13", "A28", "A31", "A38")
+VISITS = tuple(visits_in.EVENTS)
+MERGES = ("A18", "A34", "A40")  # A18 and A34: the older form, one pair of PID and MRG
+MOVES, CHANGES = ("A43",), ("A47",)
+LINKS = ("A24", "A37")
+EVENTS = (*UPDATES, *VISITS, *MERGES, *MOVES, *CHANGES, *LINKS)
 SEX = {"M": "M", "F": "F", "O": "O", "A": "O"}
 # CX.5 (table 0203) of what names a person. An account, a visit, an insurance may be shared by a family.
 PERSONAL = ("", "PI", "MR", "PT")
@@ -21,20 +28,52 @@ PARTIAL_DATE = re.compile(r"[0-9]{4}([0-9]{2})?")
 NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 
 
-def to_commands(msg: Message, site: Site) -> list[PatientCommand]:
+def to_commands(msg: Message, site: Site, *, link_patients: bool = False) -> list[PatientCommand | VisitCommand]:
+    """In the order in which they are to be applied. What a visit event says of the person comes before the visit.
+
+    link_patients: hl7.link_patients; then A24 and A37 are taken for what they say of each of the two, and join or part
+    nobody. Raises what the acknowledgement says: 100 for a missing or misplaced segment, 101, 102 for a field, 201 for
+    a link."""
     event = msg.header.type.split("^")[-1]
-    at = values.moment(msg["EVN-6"] or msg["EVN-2"] or msg["MSH-7"], site)
-    cause = f"ADT^{event}"
-    if event in UPDATES:
-        return [PatientCommand("update", patient_of(only_pid(msg), msg, site), at=at, cause=cause)]
-    merges = [
-        PatientCommand("merge", patient_of(pid, msg, site), prior, at, cause)
+    times = (values.moment(msg[path], site) for path in ("EVN-6", "EVN-2", "MSH-7"))
+    at = values.first(times)
+    if event in LINKS:
+        if not link_patients:
+            raise Unsupported(
+                "MSH^1^9", "patients are merged here, not linked; the setting hl7.link_patients takes it as a note",
+                err="201",
+            )  # fmt: skip
+        return [_command("update", patient_of(pid, msg, site), None, at, event) for pid in _pids(msg)]
+    if event in (*UPDATES, *VISITS):
+        patient = patient_of(only_pid(msg), msg, site)
+        update = _command("update", patient, None, at, event)
+        return [update, *(visits_in.to_commands(msg, event, patient, at, site) if event in VISITS else ())]
+    kind: Kind = "move" if event in MOVES else "change_id" if event in CHANGES else "merge"
+    return [
+        _command(kind, _named(kind, person, prior, pid, site), prior, at, event)
         for pid, mrg in _pairs(msg)
-        for prior in _priors(mrg, site)
+        for person in [patient_of(pid, msg, site)]
+        for prior in _priors(mrg, person, site, kind)
     ]
-    if not merges:
-        raise MissingField("MRG", "a merge names the prior identifier", err="100")
-    return merges
+
+
+def _command(
+    kind: Kind, patient: PersonCommand, prior: Identifier | None, at: dt.datetime | None, event: str
+) -> PatientCommand:
+    return PatientCommand(kind, patient, prior, at, f"ADT^{event}")
+
+
+def _named(kind: Kind, person: PersonCommand, prior: Identifier, pid: Segment, site: Site) -> PersonCommand:
+    """The person with the identifier that stays in front. A move: the one that goes over stands in PID-3, too, beside
+    that of its new patient or, where it stands alone, beneath the one in PID-2. A change of several: the one of the
+    same authority."""
+    known = person.identifiers
+    if kind == "move":
+        others = tuple(one for one in known if _key(one) != _key(prior))
+        return replace(person, identifiers=others or (*_identifiers(pid, 2, site), prior))
+    if kind == "change_id":
+        return replace(person, identifiers=tuple(sorted(known, key=lambda one: one.issuer != prior.issuer)))
+    return person
 
 
 def only_pid(msg: Message) -> Segment:
@@ -47,18 +86,30 @@ def only_pid(msg: Message) -> Segment:
     return pids[0]
 
 
+def _pids(msg: Message) -> list[Segment]:
+    pids = msg.all("PID")
+    if len(pids) != 2:
+        raise MissingField("PID", "a link names two patients, a PID each", err="100")
+    return pids
+
+
 def _pairs(msg: Message) -> Iterator[tuple[Segment, Segment]]:
-    """ADT_A39: { PID MRG }; each MRG belongs to the PID before it."""
-    pid = None
+    """ADT_A39, A43: { PID MRG }; A18, A30: one pair. Each MRG belongs to the PID before it, and each PID has one."""
+    pid, lonely = None, False
     for segment in msg.segments:
         if segment.name == "PID":
-            pid = segment
+            if lonely:
+                break
+            pid, lonely = segment, True
         elif segment.name == "MRG":
             if pid is None:
                 raise MissingField("PID", "a PID stands before its MRG", err="100")
+            lonely = False
             yield pid, segment
     if pid is None:
         raise MissingField("PID", "the patient's segment is required", err="100")
+    if lonely:
+        raise MissingField("MRG", "a merge names the prior identifier", err="100")
 
 
 def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
@@ -68,12 +119,14 @@ def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
         raise MissingField(pid.place(3), "patient identifier is required")
     if not pid.field(5):
         raise MissingField(pid.place(5), "patient name is required")
+    name = None if pid.field(5) == NULL else read(pid, 5, site)
     return PersonCommand(
         identifiers=personal,
-        name=None if pid.field(5) == NULL else person(pid, 5, site),
+        name=name and name.pn,
         birth_date=null(pid.get(7), lambda value: _birth_date(pid, value)),
         sex=null(pid.get(8), lambda value: SEX.get(value.upper()[:1])),
         attributes={**_other_ids(found), **_qualifiers(pid), **_allergies(msg), **_measures(msg)},
+        romanised=bool(name and name.romaji_derived),
     )
 
 
@@ -98,11 +151,19 @@ def _identifiers(segment: Segment, number: int, site: Site) -> Iterator[Identifi
             yield Identifier(value, values.authority_of_cx(segment, number, n, default), kind or "PI")
 
 
-def _priors(mrg: Segment, site: Site) -> list[Identifier]:
+def _priors(mrg: Segment, person: PersonCommand, site: Site, kind: Kind) -> list[Identifier]:
+    """MRG-1. What PID-3 names as current does not go away, unless MRG-1 names nothing else; of a move it stands there
+    as a rule."""
     priors = [one for one in _identifiers(mrg, 1, site) if one.type in PERSONAL]
     if not priors:
         raise MissingField(mrg.place(1), "prior patient identifier is required")
-    return priors
+    current = {_key(one) for one in person.identifiers}
+    return priors if kind == "move" else [one for one in priors if _key(one) not in current] or priors
+
+
+def _key(one: Identifier) -> tuple[str, str]:
+    """Whatever type it is called here or there."""
+    return one.value, one.issuer
 
 
 def _other_ids(found: list[Identifier]) -> dict[str, Any]:
