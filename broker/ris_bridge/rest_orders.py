@@ -1,156 +1,446 @@
-"""The order body of the contract (POST /api/v1/orders, `broker order place`) to the same command as HL7's."""
+"""The order body of the contract (POST and PATCH of /api/v1/orders, `broker order place`) to the same command as HL7's.
+
+In a new order null says nothing; in a change it deletes, and what is absent stays as it is."""
 
 import datetime as dt
-from typing import Annotated
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from sqlmodel import Session
+import pydantic_core
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from broker import ids
-from broker.archive import status
 from broker.config import Site
-from broker.errors import InvalidValue, UnknownKey
-from broker.model.orders import ImagingOrder
-from broker.mwl import orders
+from broker.errors import BrokerError, InvalidValue, MissingField, Unreadable
+from broker.mwl import kana
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
+from broker.ris_bridge import http_road
+from broker.ris_bridge.hl7 import names, values
 
+B = TypeVar("B", bound=BaseModel)
 PLAIN = r"^[^\\\x00-\x1f\x7f]*$"  # no backslash, which would make two values of one (PS3.5 6.2)
-GROUP_TEXT = r"^[^\\=\x00-\x1f\x7f]*$"
-SH = Field(default="", max_length=16, pattern=PLAIN)
-LO = Field(default="", max_length=64, pattern=PLAIN)
-GROUP = Field(default="", max_length=64, pattern=GROUP_TEXT)  # one component group of a name
-AeTitle = Annotated[str, Field(pattern=ids.AE_TITLE)]
+LINES = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+GROUP_TEXT = r"^([^\\=^\x00-\x1f\x7f]*\^){0,4}[^\\=^\x00-\x1f\x7f]*$"
+SH = Annotated[str, Field(max_length=16, pattern=PLAIN)]
+LO = Annotated[str, Field(max_length=64, pattern=PLAIN)]
+LT = Annotated[str, Field(max_length=10_240, pattern=LINES)]
+GROUP = Annotated[str, Field(max_length=64, pattern=GROUP_TEXT)]  # one component group of a name
+AE_TITLE = Annotated[str, Field(pattern=ids.AE_TITLE)]
+UID = Annotated[str, Field(max_length=64, pattern=r"^[0-9.]*$")]
+DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
+TIME = DAY + r"T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?"
+
+
+def _written(pattern: str, example: str) -> BeforeValidator:
+    """Digits alone are seconds since 1970 to the library: 19700101 must not become the 17th of August."""
+
+    def check(value: Any) -> Any:
+        if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
+            raise ValueError(f"must be written as {example}")
+        return value
+
+    return BeforeValidator(check)
+
+
+Day = Annotated[dt.date, _written(DAY, "1970-01-31")]
+Moment = Annotated[dt.datetime, _written(TIME, "2025-12-01T09:30:00+09:00, or without an offset in the site's zone")]
 
 
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
+    def said(self, name: str, convert: Callable[[Any], Any] = lambda value: value) -> Any:
+        """None where it is not there; empty where it is null."""
+        if name not in self.model_fields_set:
+            return None
+        value = getattr(self, name)
+        return "" if value is None else convert(value)
+
 
 class Name(Body):
-    alphabetic: str = GROUP
-    ideographic: str = GROUP
-    phonetic: str = GROUP
+    """Each group as DICOM has it: FAMILY^GIVEN^MIDDLE^PREFIX^SUFFIX."""
+
+    alphabetic: GROUP | None = None
+    ideographic: GROUP | None = None
+    phonetic: GROUP | None = None
+
+
+def _by_script(value: Any) -> Any:
+    """A name in one text: which group it is, its script says."""
+    group = {"I": "ideographic", "P": "phonetic"}
+    return {group.get(kana.script(value) or "A", "alphabetic"): value} if isinstance(value, str) else value
+
+
+Physician = Annotated[Name, BeforeValidator(_by_script)]
 
 
 class PatientBody(Body):
-    id: str = Field(min_length=1, max_length=64, pattern=PLAIN)
-    issuer: str | None = None
-    birth_date: dt.date | None = None
-    sex: str = Field(default="", pattern="^[MFO]?$")
-    name: Name
+    id: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN)] | None = None
+    issuer: LO | None = None
+    birth_date: Day | None = None
+    sex: Annotated[str, Field(pattern="^[MFO]?$")] | None = None
+    name: Name | None = None
 
 
 class Code(Body):
-    value: str = SH
-    scheme: str = SH
-    meaning: str = LO
+    """value: up to 16 characters, or the 32 of JJ1017."""
+
+    value: Annotated[str, Field(max_length=32, pattern=PLAIN)]
+    scheme: SH = ""
+    meaning: LO = ""
 
 
 class StepBody(Body):
-    sps_id: str = SH
-    modality: str = Field(pattern="^[A-Z0-9_ ]{1,16}$")
-    station_ae_titles: list[AeTitle] = Field(min_length=1)
-    scheduled_start: dt.datetime
-    description: str = LO
-    protocol_codes: list[Code] = []
+    sps_id: SH | None = None
+    modality: Annotated[str, Field(pattern="^[A-Z0-9_ ]{1,16}$")] | None = None
+    station_ae_titles: Annotated[list[AE_TITLE], Field(max_length=100)] | None = None
+    station_name: SH | None = None
+    location: SH | None = None
+    scheduled_start: Moment | None = None
+    description: LO | None = None
+    performing_physician: Physician | None = None
+    protocol_codes: Annotated[list[Code], Field(max_length=100)] | None = None
 
 
 class ProcedureBody(Body):
-    id: str = SH
-    placer_order_number: str = LO
-    filler_order_number: str = LO
-    study_instance_uid: str | None = None
-    description: str = LO
+    id: SH | None = None
+    placer_order_number: LO | None = None
+    placer_order_issuer: LO | None = None
+    filler_order_number: LO | None = None
+    filler_order_issuer: LO | None = None
+    study_instance_uid: UID | None = None
+    description: LO | None = None
     code: Code | None = None
-    reason: str | None = Field(default=None, max_length=64, pattern=PLAIN)
-    referring_physician: str | None = Field(default=None, max_length=64, pattern=GROUP_TEXT)
-    steps: list[StepBody] = Field(min_length=1)
+    reason: LO | None = None
+    comments: LT | None = None
+    transport: LO | None = None
+    referring_physician: Physician | None = None
+    steps: Annotated[list[StepBody], Field(max_length=100)] = []
 
 
 class OrderBody(Body):
-    accession_number: str = SH
-    accession_issuer: str | None = None
-    priority: str = Field(default="ROUTINE", pattern="^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$")
-    patient: PatientBody
-    requested_procedures: list[ProcedureBody] = Field(min_length=1)
+    accession_number: SH | None = None
+    accession_issuer: LO | None = None
+    priority: Annotated[str, Field(pattern="^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$")] | None = None
+    patient: PatientBody | None = None
+    requesting_physician: Physician | None = None
+    requesting_service: LO | None = None
+    admission_id: LO | None = None
+    admission_issuer: LO | None = None
+    current_patient_location: LO | None = None
+    requested_procedures: Annotated[list[ProcedureBody], Field(max_length=100)] = []
 
 
-def read(text: str) -> OrderBody:
-    """Raises InvalidValue naming the first field that is wrong; never its value."""
+class Reason(Body):
+    reason: Annotated[str, Field(max_length=1_000, pattern=LINES)] | None = None
+
+
+class Arrival(Body):
+    at: Moment | None = None
+
+
+NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
+PROCEDURE_KEYS = ("id", "study_instance_uid", "placer_order_number", "filler_order_number")
+
+
+# Reading
+
+
+def new(text: str) -> OrderBody:
+    """Raises MissingField, InvalidValue naming the first field that is wrong; never its value."""
+    return _validated(OrderBody, _without_nulls(_parsed(text)))
+
+
+def change(text: str) -> OrderBody:
+    return _validated(OrderBody, _parsed(text))
+
+
+def body(kind: type[B], text: str) -> B:
+    """Of an action, which may have none."""
+    return _validated(kind, _parsed(text) if text.strip() else {})
+
+
+KEYS = {
+    "accession_number": "accession", "placer_order_number": "placer", "filler_order_number": "filler",
+    "study_instance_uid": "study",
+}  # fmt: skip
+
+
+def keys(raw: bytes) -> list[tuple[str, str]]:
+    """What a body names that may not be an order, for the journal."""
     try:
-        return OrderBody.model_validate_json(text)
+        found = pydantic_core.from_json(raw)
+    except ValueError:
+        return []
+    return list(_keys(found))
+
+
+def _keys(found: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(found, list):
+        for one in found:
+            yield from _keys(one)
+    elif isinstance(found, dict):
+        for name, value in found.items():
+            if isinstance(value, str) and name in KEYS:
+                yield KEYS[name], value
+            elif name == "patient" and isinstance(value, dict) and isinstance(value.get("id"), str):
+                yield "patient", value["id"]
+            else:
+                yield from _keys(value)
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError:
+        raise Unreadable("body", "is no JSON") from None
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+    return [_without_nulls(one) for one in value] if isinstance(value, list) else value
+
+
+def _validated(kind: type[B], found: Any) -> B:
+    try:
+        return kind.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        raise InvalidValue(".".join(map(str, first["loc"])) or "order", first["msg"]) from None
+        said = first["msg"].removeprefix("Value error, ")
+        raise InvalidValue(".".join(map(str, first["loc"])) or "body", said) from None
 
 
-def to_command(body: OrderBody, site: Site) -> OrderCommand:
-    patient = body.patient
-    name = "=".join((patient.name.alphabetic, patient.name.ideographic, patient.name.phonetic)).rstrip("=")
-    return OrderCommand(
-        control="NW",
-        accession_number=body.accession_number,
+# To a command
+
+
+def placed(body: OrderBody, site: Site) -> OrderCommand:
+    """A new order. Raises MissingField for what a worklist item needs, or what the site's policies demand."""
+    _require(body, site)
+    person = _person(body.patient, site)
+    assert person is not None
+    command = _command("NW", body, site)
+    return replace(
+        command,
+        procedures=tuple(_with_numbers(one) for one in command.procedures),
+        accession_number=body.accession_number or "",
         accession_issuer=site.accession_issuer if body.accession_issuer is None else body.accession_issuer,
-        priority=body.priority,
-        patient=PersonCommand(
-            identifiers=(Identifier(patient.id, site.patient_id_issuer if patient.issuer is None else patient.issuer),),
-            name=name,
-            birth_date=patient.birth_date.strftime("%Y%m%d") if patient.birth_date else None,
-            sex=patient.sex or None,
+        patient=person,
+        policies=http_road.policies(site),
+    )
+
+
+def _with_numbers(procedure: ProcedureCommand) -> ProcedureCommand:
+    """A step is found by the numbers of what asked for it."""
+    numbers = {name: getattr(procedure, name) for name in NUMBERS}
+    return replace(procedure, steps=tuple(replace(step, **numbers) for step in procedure.steps))
+
+
+def changed(body: OrderBody, known: http_road.Known, steps: int, site: Site) -> OrderCommand:
+    """A change of a known order. steps: how many it has.
+
+    Raises InvalidValue for what never changes, MissingField where it does not say which step it is about."""
+    mine = {"accession_number": known.accession_number, "accession_issuer": known.accession_issuer}
+    if body.patient:
+        mine |= {"patient.id": known.patient.value, "patient.issuer": known.patient.issuer}
+    for where, value in mine.items():
+        *holder, name = where.split(".")
+        if (body.patient if holder else body).said(name) not in (None, value):  # type: ignore[union-attr]
+            raise InvalidValue(where, "cannot be changed")
+    if steps > 1:
+        for n, procedure in enumerate(body.requested_procedures):
+            _named(procedure, f"requested_procedures.{n}")
+    return replace(known.command("XO", place="order"), **_said(_command("XO", body, site)))
+
+
+def demographics(body: OrderBody, known: http_road.Known, site: Site) -> PersonCommand | None:
+    """What a change says of the patient."""
+    if body.patient is None or not body.patient.model_fields_set - {"id", "issuer"}:
+        return None
+    if "name" in body.patient.model_fields_set and not _name_of(body.patient.name, site, "patient.name").pn:
+        raise InvalidValue("patient.name", "cannot be deleted")
+    made = _person(body.patient, site)
+    assert made is not None
+    return replace(made, identifiers=(known.patient,))
+
+
+def _said(command: OrderCommand) -> dict[str, Any]:
+    return {name: getattr(command, name) for name in ("priority", "procedures", "attributes")}
+
+
+def _named(procedure: ProcedureBody, path: str) -> None:
+    if not any(getattr(procedure, name) for name in PROCEDURE_KEYS):
+        raise MissingField(f"{path}.id", "the order has several steps: say which procedure")
+    for n, step in enumerate(procedure.steps):
+        if not step.sps_id:
+            raise MissingField(f"{path}.steps.{n}.sps_id", "the order has several steps: say which one")
+
+
+def _require(body: OrderBody, site: Site) -> None:
+    """What a worklist item cannot do without (PS3.4 Table K.6-1), and what this site makes of missing identifiers."""
+    patient = body.patient or PatientBody()
+    needed: list[tuple[str, Any]] = [("patient.id", patient.id)]
+    needed.append(("patient.name", _name_of(patient.name, site, "patient.name").pn))
+    needed.append(("requested_procedures", body.requested_procedures))
+    rejected = [("accession_number", body.accession_number, site.missing_accession_number)]
+    for n, procedure in enumerate(body.requested_procedures):
+        path = f"requested_procedures.{n}"
+        needed.append((f"{path}.steps", procedure.steps))
+        rejected.append((f"{path}.id", procedure.id, site.missing_requested_procedure_id))
+        rejected.append((f"{path}.study_instance_uid", procedure.study_instance_uid, site.missing_study_instance_uid))
+        for m, step in enumerate(procedure.steps):
+            needed += [(f"{path}.steps.{m}.{name}", getattr(step, name))
+                       for name in ("modality", "station_ae_titles", "scheduled_start")]  # fmt: skip
+            rejected.append((f"{path}.steps.{m}.sps_id", step.sps_id, site.missing_sps_id))
+    needed += [(where, value) for where, value, policy in rejected if policy == "reject"]
+    for where, value in needed:
+        if not value:
+            raise MissingField(where, "is required")
+
+
+def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
+    """admission_issuer: as HL7 has it in PV1-19.4."""
+    issuer = body.said("admission_issuer")
+    return OrderCommand(
+        control=control,  # type: ignore[arg-type]
+        priority=body.said("priority") if body.said("priority") != "" else "ROUTINE",
+        procedures=tuple(
+            _procedure(one, site, f"requested_procedures.{n}") for n, one in enumerate(body.requested_procedures)
         ),
-        procedures=tuple(_procedure(one, site) for one in body.requested_procedures),
+        attributes={
+            "RequestingPhysician": _physician(body, "requesting_physician", site),
+            "RequestingService": body.said("requesting_service"),
+            "AdmissionID": body.said("admission_id"),
+            "IssuerOfAdmissionIDSequence": None if issuer is None else values.entity(issuer),
+            "CurrentPatientLocation": body.said("current_patient_location"),
+        },
         place="order",
     )
 
 
-def _procedure(body: ProcedureBody, site: Site) -> ProcedureCommand:
+def _person(body: PatientBody | None, site: Site) -> PersonCommand | None:
+    if body is None:
+        return None
+    name = _name_of(body.name, site, "patient.name")
+    issuer = site.patient_id_issuer if body.issuer is None else body.issuer
+    return PersonCommand(
+        identifiers=(Identifier(body.id or "", issuer),),
+        name=name.pn or None,
+        birth_date=body.said("birth_date", lambda day: day.strftime("%Y%m%d")),
+        sex=body.said("sex"),
+        romanised=name.romaji_derived,
+    )
+
+
+def _procedure(body: ProcedureBody, site: Site, path: str) -> ProcedureCommand:
+    for name in PROCEDURE_KEYS:
+        if body.said(name) == "":
+            raise InvalidValue(f"{path}.{name}", "cannot be deleted: the order is found by it")
     if body.study_instance_uid and not ids.valid_uid(body.study_instance_uid):
-        raise InvalidValue("study_instance_uid", "is no UID")
-    code = body.code or Code()
-    return ProcedureCommand(
-        requested_procedure_id=body.id,
-        study_instance_uid=body.study_instance_uid or "",
-        placer_number=body.placer_order_number,
-        filler_number=body.filler_order_number,
-        description=body.description,
-        code_value=code.value,
-        code_scheme=code.scheme,
-        code_meaning=code.meaning,
-        attributes={
-            "ReasonForTheRequestedProcedure": body.reason, "ReferringPhysicianName": body.referring_physician,
-        },
-        steps=tuple(_step(one, site) for one in body.steps),
+        raise InvalidValue(f"{path}.study_instance_uid", "is no UID")
+    code = body.said("code", lambda one: _code(one, f"{path}.code"))
+    triple = {"CodeValue": None, "CodingSchemeDesignator": None, "CodeMeaning": None} if code is None else (
+        code or dict.fromkeys(("CodeValue", "CodingSchemeDesignator", "CodeMeaning"), "")
     )  # fmt: skip
-
-
-def _step(body: StepBody, site: Site) -> StepCommand:
-    zone = ZoneInfo(site.timezone)
-    start = body.scheduled_start
-    here = start.astimezone(zone) if start.tzinfo else start
-    return StepCommand(
-        sps_id=body.sps_id,
-        modality=body.modality,
-        station_ae_titles=tuple(body.station_ae_titles),
-        start_date=here.strftime("%Y%m%d"),
-        start_time=here.strftime("%H%M%S"),
-        description=body.description,
+    return ProcedureCommand(
+        requested_procedure_id=body.id or "",
+        study_instance_uid=body.study_instance_uid or "",
+        placer_number=body.placer_order_number or "",
+        placer_issuer=body.placer_order_issuer or "",
+        filler_number=body.filler_order_number or "",
+        filler_issuer=body.filler_order_issuer or "",
+        description=body.said("description"),
+        code_value=triple["CodeValue"],
+        code_scheme=triple["CodingSchemeDesignator"],
+        code_meaning=triple["CodeMeaning"],
         attributes={
-            "ScheduledProtocolCodeSequence": [
-                {"CodeValue": code.value, "CodingSchemeDesignator": code.scheme, "CodeMeaning": code.meaning}
-                for code in body.protocol_codes
-            ]
+            "ReasonForTheRequestedProcedure": body.said("reason"),
+            "RequestedProcedureComments": body.said("comments"),
+            "PatientTransportArrangements": body.said("transport"),
+            "ReferringPhysicianName": _physician(body, "referring_physician", site),
+        },
+        steps=tuple(_step(one, site, f"{path}.steps.{n}") for n, one in enumerate(body.steps)),
+    )
+
+
+def _step(body: StepBody, site: Site, path: str) -> StepCommand:
+    if body.said("sps_id") == "":
+        raise InvalidValue(f"{path}.sps_id", "cannot be deleted: the step is found by it")
+    start = body.said("scheduled_start", lambda at: local(at, site))
+    date, time = ("", "") if start == "" else start or (None, None)
+    return StepCommand(
+        sps_id=body.sps_id or "",
+        modality=body.said("modality"),
+        station_ae_titles=body.said("station_ae_titles", tuple) if body.said("station_ae_titles") != "" else (),
+        start_date=date,
+        start_time=time,
+        description=body.said("description"),
+        attributes={
+            "ScheduledPerformingPhysicianName": _physician(body, "performing_physician", site),
+            "ScheduledStationName": body.said("station_name", lambda name: [name] if name else ""),
+            "ScheduledProcedureStepLocation": body.said("location"),
+            "ScheduledProtocolCodeSequence": body.said(
+                "protocol_codes",
+                lambda codes: [_code(one, f"{path}.protocol_codes.{n}") for n, one in enumerate(codes)],
+            ),
         },
     )
 
 
-def cancel(session: Session, order_id: int, *, now: dt.datetime, actor: str, site: Site) -> ImagingOrder:
-    order = session.get(ImagingOrder, order_id)
-    if order is None:
-        raise UnknownKey("order_id", "no such order")
-    command = OrderCommand("CA", order.accession_number, order.accession_issuer, place="order_id")
-    return orders.apply(session, command, now=now, actor=actor, site=site)
+# Values, as HL7 reads them
 
 
-def document(session: Session, order_id: int) -> str:
-    return status.of_order(session, order_id)[0]
+def moment(at: dt.datetime, site: Site) -> dt.datetime:
+    """Without an offset it is the site's time."""
+    return at if at.tzinfo else at.replace(tzinfo=ZoneInfo(site.timezone))
+
+
+def local(at: dt.datetime, site: Site) -> tuple[str, str]:
+    """DICOM date and time in the site's zone."""
+    here = moment(at, site).astimezone(ZoneInfo(site.timezone))
+    return here.strftime("%Y%m%d"), here.strftime("%H%M%S")
+
+
+def _code(body: Code, path: str) -> dict[str, Any]:
+    return code(body.value, body.meaning, body.scheme, path)
+
+
+def code(value: str, meaning: str, scheme: str, path: str) -> dict[str, Any]:
+    """A code item, by the rule for JJ1017 that HL7's codes have. Raises InvalidValue for one that DICOM cannot hold."""
+    if values.JJ1017_SCHEME.match(scheme) or (not scheme and values.JJ1017_32.fullmatch(value)):
+        made = values._jj1017(value, meaning, scheme)
+        if made is None:
+            raise InvalidValue(path, "is no JJ1017 code: 16 or 32 characters, digits and capitals without I and O")
+        return made
+    if not value or len(value) > values.CHARACTERS_MAX["SH"]:
+        raise InvalidValue(path, "must have 1 to 16 characters, or the 32 of JJ1017")
+    return values.code(value, meaning, scheme)
+
+
+def _physician(body: Body, name: str, site: Site) -> str | None:
+    found = body.said(name, lambda said: _name_of(said, site, name).pn)
+    return None if found is None else str(found)
+
+
+def _name_of(said: Name | None, site: Site, path: str) -> names.Name:
+    if said is None:
+        return names.Name("")
+    groups = (("A", said.alphabetic), ("I", said.ideographic), ("P", said.phonetic))
+    return name([(code, _parts(group)) for code, group in groups if group], site, path)
+
+
+def _parts(group: str) -> list[str]:
+    """DICOM says prefix, suffix; HL7 suffix, prefix."""
+    family, given, middle, prefix, suffix = [*group.split("^"), "", "", "", ""][:5]
+    return [family, given, middle, suffix, prefix]
+
+
+def name(said: list[tuple[str, list[str]]], site: Site, path: str) -> names.Name:
+    """said: (representation A, I, P or empty, [family, given, middle, suffix, prefix])."""
+    try:
+        return names._name(said, site, path, names.XPN)
+    except BrokerError as error:
+        raise InvalidValue(path, error.text) from None

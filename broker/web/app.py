@@ -19,7 +19,17 @@ from broker.model.images import ReconciliationCase
 from broker.model.messages import Message
 from broker.model.site import UnknownPeer
 from broker.model.status import OrderStatus
-from broker.web import cases_routes, errors, lists_routes, status_routes
+from broker.web import (
+    cases_routes,
+    errors,
+    fhir_routes,
+    lists_routes,
+    messages_routes,
+    orders_routes,
+    patients_routes,
+    reports_routes,
+    status_routes,
+)
 from broker.web.auth import here_or_token, open_to_all
 from broker.web.guard import Guard
 from broker.web.limits import Bounded
@@ -45,12 +55,18 @@ def create_app(
     app.state.live, app.state.settings, app.state.ports = live, settings, ports
     app.include_router(status_routes.router)
     app.include_router(lists_routes.router)
+    app.include_router(messages_routes.router)
     app.include_router(cases_routes.router)
+    app.include_router(patients_routes.router)
+    app.include_router(orders_routes.router)
+    app.include_router(reports_routes.router)
+    app.include_router(fhir_routes.router)
     _plain_routes(app, settings, ports, {} if alive is None else alive)
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     errors.install(app)
     app.add_middleware(Guard)
     app.add_middleware(Bounded, limits=settings.limits)
+    app.add_middleware(fhir_routes.Outcomes)
     return app
 
 

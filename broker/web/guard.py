@@ -9,7 +9,8 @@ from starlette.datastructures import Headers
 from broker.web import errors
 from broker.web.auth import PRINCIPAL, Unauthorised, authenticate, bearer
 
-GUARDED = "/api"
+GUARDED = ("/api", "/fhir")
+OPEN = "/fhir/metadata"
 
 
 class Guard:
@@ -19,7 +20,7 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "http" and scope["path"].startswith(GUARDED):
+        if scope["type"] == "http" and scope["path"].startswith(GUARDED) and scope["path"] != OPEN:
             try:
                 token = bearer(Headers(scope=scope).get("authorization", ""))
                 scope[PRINCIPAL] = await anyio.to_thread.run_sync(authenticate, token)

@@ -32,7 +32,7 @@ class Bounded:
             await problem(422, "not acceptable", "control characters in the path or the query")(scope, receive, send)
         elif headers.get(b"content-encoding", b"identity") != b"identity":
             await problem(415, "encoded bodies are not taken")(scope, receive, send)
-        elif _length(headers) > self.limits.http_body_bytes_max:
+        elif _length(headers) > self._body_bytes_max(scope):
             await self._too_large(scope, receive, send)
         elif self._in_flight >= self.limits.http_in_flight_max + self.limits.http_waiters_max:
             await problem(429, "too many requests at once", headers={"Retry-After": "1"})(scope, receive, send)
@@ -50,7 +50,7 @@ class Bounded:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.limits.http_body_bytes_max:
+            if received > self._body_bytes_max(scope):
                 raise BodyTooLarge
             return message
 
@@ -68,9 +68,13 @@ class Bounded:
                 await self._too_large(scope, receive, send)
 
     async def _too_large(self, scope: Any, receive: Any, send: Any) -> None:
-        await problem(413, "the body is too large", f"at most {self.limits.http_body_bytes_max} bytes")(
+        await problem(413, "the body is too large", f"at most {self._body_bytes_max(scope)} bytes")(
             scope, receive, send
         )
+
+    def _body_bytes_max(self, scope: Any) -> int:
+        limits = self.limits
+        return limits.fhir_body_bytes_max if scope["path"].startswith("/fhir") else limits.http_body_bytes_max
 
 
 def _length(headers: dict[bytes, bytes]) -> int:

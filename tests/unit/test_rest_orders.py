@@ -1,13 +1,22 @@
-"""The order body of the contract: what does not fit DICOM is refused at its field, without its value."""
+"""The order body of the contract: what does not fit DICOM is refused at its field, without its value; what is absent
+says nothing, and null deletes in a change."""
 
 import copy
+import dataclasses
 import json
 
 import pytest
 
-from broker.errors import InvalidValue
+from broker.config import Limits, Site
+from broker.errors import BrokerError, InvalidValue, MissingField
+from broker.mwl.commands import Identifier, OrderCommand
 from broker.ris_bridge import rest_orders
+from broker.ris_bridge.hl7 import message, orders_in
+from broker.ris_bridge.http_road import Known, Reply, Request, reply_of, request_of
+from tests import roads
 
+SITE = Site(accession_issuer="RIS", patient_id_issuer="HOSP")
+KNOWN = Known("ACC1", "RIS", Identifier("1", "HOSP"))
 BODY = {
     "accession_number": "ACC1",
     "patient": {"id": "1", "name": {"alphabetic": "YAMADA^TARO"}},
@@ -17,25 +26,180 @@ BODY = {
 }  # fmt: skip
 
 
-def test_the_body_of_the_contract_is_read():
-    assert rest_orders.read(json.dumps(BODY)).requested_procedures[0].steps[0].sps_id == "S1"
+def at(path: str, value: object, body: dict = BODY) -> dict:
+    """The body with that value there; without the field where it is ...."""
+    body = copy.deepcopy(body)
+    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    holder = body
+    for part in parents:
+        holder = holder[part]
+    if value is ...:
+        del holder[last]
+    else:
+        holder[last] = value
+    return body
+
+
+def placed(body: dict, site: Site = SITE) -> OrderCommand:
+    return rest_orders.placed(rest_orders.new(json.dumps(body)), site)
+
+
+def changed(body: dict, steps: int = 1) -> OrderCommand:
+    return rest_orders.changed(rest_orders.change(json.dumps(body)), KNOWN, steps, SITE)
+
+
+def test_the_golden_order_is_the_command_that_the_message_makes():
+    msg = message.parse(roads.omi(), Limits(), "ASCII")
+    (by_hl7,) = orders_in.to_commands(msg, SITE)
+    by_rest = placed(roads.rest())
+    assert by_rest.patient == by_hl7.patient
+    assert said(by_rest.attributes) == said(by_hl7.attributes)
+    mine, theirs = by_rest.procedures[0], by_hl7.procedures[0]
+    assert said(mine.attributes) == said(theirs.attributes)
+    assert said(mine.steps[0].attributes) == said(theirs.steps[0].attributes)
+    for one, other in ((by_rest, by_hl7), (mine, theirs), (mine.steps[0], theirs.steps[0])):
+        for field in dataclasses.fields(one):
+            if field.name not in NOT_OF_THE_ORDER:
+                assert getattr(one, field.name) == getattr(other, field.name), field.name
+
+
+# Of the message, not of what it asks for.
+NOT_OF_THE_ORDER = ("attributes", "procedures", "steps", "place", "at", "status", "policies")
+
+
+def said(attributes: dict) -> dict:
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 @pytest.mark.parametrize(
     ("path", "value"),
     [("accession_number", "A" * 17), ("accession_number", "A\\B"), ("patient.name.alphabetic", "A=B"),
+     ("patient.name.alphabetic", "A^B^C^D^E^F"), ("patient.name.alphabetic", "Y" * 65),
      ("patient.id", "1\n2"), ("requested_procedures.0.placer_order_number", "P" * 65),
      ("requested_procedures.0.steps.0.station_ae_titles.0", "CT\\1"), ("requested_procedures.0.steps.0.modality", "ＣＴ"),
-     ("requested_procedures.0.reason", "x" * 65), ("priority", "SOON")],
+     ("requested_procedures.0.reason", "x" * 65), ("priority", "SOON"), ("colour", "red"), ("patient.sex", "男"),
+     ("patient.birth_date", "19700101"), ("patient.birth_date", 86400), ("patient.birth_date", "1970-02-30"),
+     ("requested_procedures.0.steps.0.scheduled_start", "20251201"),
+     ("requested_procedures.0.steps.0.scheduled_start", 1764549000),
+     ("requested_procedures.0.steps.0.scheduled_start", "0001-01-01T00:00:00+14:00"),
+     ("requested_procedures.0.study_instance_uid", "1.02.3"), ("requested_procedures", "one"),
+     ("requested_procedures.0.steps.0.protocol_codes", [{"value": "7" * 17}])],
 )  # fmt: skip
 def test_a_value_that_no_attribute_can_hold_is_refused_by_name(path, value):
-    body = copy.deepcopy(BODY)
-    *parents, last = [int(part) if part.isdigit() else part for part in path.split(".")]
-    holder = body
-    for part in parents:
-        holder = holder[part]
-    holder[last] = value
     with pytest.raises(InvalidValue) as refused:
-        rest_orders.read(json.dumps(body))
+        placed(at(path, value))
+    assert refused.value.place.startswith(path)
+    assert str(value) not in refused.value.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["patient", "patient.id", "patient.name", "requested_procedures", "requested_procedures.0.steps",
+     *(f"requested_procedures.0.steps.0.{name}" for name in ("modality", "station_ae_titles", "scheduled_start"))],
+)  # fmt: skip
+@pytest.mark.parametrize("value", [..., None])
+def test_what_a_worklist_item_needs_is_required_of_a_new_order(path, value):
+    with pytest.raises(MissingField) as refused:
+        placed(at(path, value))
+    assert refused.value.place.startswith(path)
+
+
+@pytest.mark.parametrize(
+    ("policy", "path"),
+    [("missing_accession_number", "accession_number"), ("missing_requested_procedure_id", "requested_procedures.0.id"),
+     ("missing_sps_id", "requested_procedures.0.steps.0.sps_id"),
+     ("missing_study_instance_uid", "requested_procedures.0.study_instance_uid")],
+)  # fmt: skip
+def test_missing_identifiers_are_made_or_refused_as_the_site_says(policy, path):
+    body = at(path, None)
+    assert placed(body).policies.study_instance_uid == "derive"
+    assert getattr(placed(body, Site(**{policy: "derive"})).policies, policy.removeprefix("missing_")) == "derive"
+    with pytest.raises(MissingField) as refused:
+        placed(body, Site(**{policy: "reject"}))
     assert refused.value.place == path
-    assert value not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "time"),
+    [("2025-12-01T09:30:00+09:00", "093000"), ("2025-12-01T00:30:00Z", "093000"), ("2025-12-01T09:30", "093000"),
+     ("2025-12-01T09:30:15.250", "093015")],
+)  # fmt: skip
+def test_a_time_is_the_sites_and_one_with_an_offset_is_turned_into_it(start, time):
+    step = placed(at("requested_procedures.0.steps.0.scheduled_start", start)).procedures[0].steps[0]
+    assert (step.start_date, step.start_time) == ("20251201", time)
+
+
+def test_in_a_new_order_null_says_nothing():
+    step = placed(at("requested_procedures.0.reason", None)).procedures[0]
+    assert step.attributes["ReasonForTheRequestedProcedure"] is None
+
+
+def test_a_change_says_what_it_says_and_nothing_else():
+    command = changed({"requested_procedures": [{"steps": [{"description": "造影"}]}]})
+    assert (command.control, command.accession_number, command.priority) == ("XO", "ACC1", None)
+    step = command.procedures[0].steps[0]
+    assert step.description == "造影"
+    assert [step.modality, step.start_date, step.station_ae_titles] == [None, None, None]
+    assert not said(step.attributes)
+
+
+def test_null_deletes_in_a_change():
+    command = changed({
+        "priority": None, "requesting_physician": None,
+        "requested_procedures": [{"id": "RP1", "reason": None, "code": None, "steps": [
+            {"sps_id": "S1", "scheduled_start": None, "station_ae_titles": None, "protocol_codes": None}]}],
+    })  # fmt: skip
+    procedure = command.procedures[0]
+    step = procedure.steps[0]
+    assert (command.priority, command.attributes["RequestingPhysician"]) == ("ROUTINE", "")
+    assert (procedure.attributes["ReasonForTheRequestedProcedure"], procedure.code_value) == ("", "")
+    assert (step.start_date, step.start_time, step.station_ae_titles) == ("", "", ())
+    assert step.attributes["ScheduledProtocolCodeSequence"] == ""
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [({"accession_number": "ACC2"}, "accession_number"), ({"accession_issuer": None}, "accession_issuer"),
+     ({"patient": {"id": "2"}}, "patient.id"), ({"patient": {"issuer": "OTHER"}}, "patient.issuer"),
+     ({"requested_procedures": [{"study_instance_uid": None}]}, "requested_procedures.0.study_instance_uid"),
+     ({"requested_procedures": [{"steps": [{"sps_id": None}]}]}, "requested_procedures.0.steps.0.sps_id")],
+)  # fmt: skip
+def test_what_an_order_is_found_by_does_not_change(body, place):
+    with pytest.raises(InvalidValue) as refused:
+        changed(body)
+    assert refused.value.place == place
+
+
+@pytest.mark.parametrize("body", [{"steps": [{"sps_id": "S1"}]}, {"id": "RP1", "steps": [{"modality": "MR"}]}])
+def test_of_several_steps_a_change_says_which(body):
+    with pytest.raises(MissingField):
+        changed({"requested_procedures": [body]}, steps=2)
+
+
+def test_a_jj1017_code_of_32_characters_is_split_and_a_foreign_one_refused():
+    code = "6000000200000000" + "0" * 16
+    path = "requested_procedures.0.steps.0.protocol_codes"
+    (made,) = placed(at(path, [{"value": code}])).procedures[0].steps[0].attributes["ScheduledProtocolCodeSequence"]
+    assert (made["CodeValue"], made["CodingSchemeDesignator"]) == (code[:16], "JJ1017-16M")
+    assert "ProtocolContextSequence" in made
+    with pytest.raises(InvalidValue):
+        placed(at(path, [{"value": code[:-1], "scheme": "JJ1017"}]))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"a": "\\ud800"}', '"x"', "[" * 100_000])
+def test_what_is_no_json_object_is_refused(text):
+    with pytest.raises(BrokerError):
+        rest_orders.new(text)
+
+
+@pytest.mark.parametrize("body", [b"", b"{}", b"\r\n\r\n{}\r\n\r\n", '{"a": "髙"}'.encode()])
+def test_the_journal_keeps_what_a_request_does_byte_for_byte(body):
+    request = Request("PATCH", "/api/v1/orders/17", body, {"if-match": '"17.1"'})
+    assert request_of(request.raw()) == request
+    assert request.raw().endswith(b"\r\n\r\n" + body)
+
+
+def test_and_its_answer():
+    reply = Reply(201, "application/json", '{"a": "山田\r\n\r\n"}', {"Location": "/api/v1/orders/17"})
+    assert reply.raw().startswith(b"HTTP/1.1 201 Created\r\n")
+    assert reply_of(reply.raw()) == reply

@@ -1,0 +1,1 @@
+"""FHIR R4: orders in, and what their intake needs to read again."""

@@ -1,0 +1,277 @@
+"""FHIR requests on their way into the inbox: a transaction, a ServiceRequest, its update (conformance.md 6)."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlmodel import Session
+
+from broker import db
+from broker.config import Settings
+from broker.errors import BrokerError, InvalidValue, TooMany, UnknownKey, Unsupported
+from broker.model.messages import Message
+from broker.model.orders import RequestedProcedure, ScheduledStep
+from broker.model.patients import Patient
+from broker.mwl import identity
+from broker.mwl.commands import Identifier, ProcedureCommand, StepCommand
+from broker.ris_bridge import http_road
+from broker.ris_bridge.effects import Cause, Done
+from broker.ris_bridge.fhir import elements, resources
+from broker.ris_bridge.fhir.elements import KINDS, Bundle
+from broker.ris_bridge.fhir.orders_in import Item, Procedure, Reader
+from broker.ris_bridge.fhir.plan import Answered, Plan, plan
+from broker.ris_bridge.fhir.resources import MEDIA, Kind, Names, Resource
+from broker.ris_bridge.http_road import Asked, Reply, Request, Stale
+from broker.ris_bridge.inbox import Answer, Read, Received, Road
+
+PROTOCOL = "fhir"
+BASE = "/fhir"
+PATH = re.compile(BASE + r"(?:/(ServiceRequest)(?:/([A-Za-z0-9.-]{1,64}))?)?")
+URL = re.compile(r"([A-Za-z]+)(?:/([A-Za-z0-9.-]{1,64}))?(?:\?(.*))?")
+NUMBERS = ("requested_procedure_id", "study_instance_uid", "placer_number", "filler_number")
+
+
+def take(request: Request, *, sender: str, peer: str, key: str, settings: Settings) -> Answer:
+    kind = f"{request.method} {'ServiceRequest' if 'ServiceRequest' in request.path else 'Bundle'}"
+    return http_road.take(request, PROTOCOL, ROAD, sender=sender, peer=peer, key=key, kind=kind, settings=settings)
+
+
+def again(row: Message, settings: Settings) -> tuple[Received, Road]:
+    return http_road.again(row, ROAD, settings)
+
+
+def _read(received: Received) -> Read:
+    request = http_road.request_of(received.raw)
+    settings = received.settings
+    names = Names(settings)
+
+    def build() -> Asked:
+        match = PATH.fullmatch(request.path)
+        if match is None:
+            raise Unsupported("", "is no path that takes orders")
+        found = elements.json_of(http_road.text(request.body))
+        items = _one(found, request, match[2] or "") if match[1] else _all(found, settings)
+        made = plan(Reader(items, settings.site, names.systems, Known(names)))
+
+        def tell(session: Session, done: Sequence[Done], cause: Cause) -> Reply:
+            answer = Answers(session, made, done, cause, names)
+            return answer.alone() if match[1] else answer.bundle()
+
+        def check(session: Session) -> None:
+            for key, wanted in made.expected:
+                _check(session, key, wanted, names)
+
+        return Asked(tuple(made.commands), tell, check)
+
+    return http_road.read(received, build, elements.keys(request.body), _refusal)
+
+
+def _one(found: Resource, request: Request, key: str) -> list[Item]:
+    kind = found["resourceType"]
+    if kind != "ServiceRequest":
+        raise InvalidValue(kind, "is no ServiceRequest, which the path says")
+    if key and found.get("id") != key:
+        raise InvalidValue("ServiceRequest.id", "is not the id in the path")
+    headers = request.headers
+    resource = elements.read(elements.ServiceRequest, found, kind)
+    return [
+        Item(kind, resource, request.method, key=key, query=_query(headers.get("if-none-exist", "")),
+             match=headers.get("if-match", ""))
+    ]  # fmt: skip
+
+
+def _query(text: str) -> str:
+    """`Type?name=value`, or what follows the question mark."""
+    return text.rpartition("?")[2].strip()
+
+
+def _all(found: Resource, settings: Settings) -> list[Item]:
+    """All or nothing: no batch, and no resource that the broker would have to leave aside."""
+    bundle = elements.read(Bundle, found, "Bundle")
+    if found["resourceType"] != "Bundle" or bundle.type != "transaction":
+        raise InvalidValue("Bundle.type", "only transactions are taken here", err="103")
+    if len(bundle.entry) > settings.limits.fhir_entries_max:
+        raise TooMany("Bundle.entry", f"at most {settings.limits.fhir_entries_max} in one transaction")
+    items = []
+    for n, entry in enumerate(bundle.entry):
+        path = f"Bundle.entry[{n}]"
+        kind = entry.resource.get("resourceType")
+        url = URL.fullmatch(entry.request.url)
+        if kind not in KINDS:
+            raise InvalidValue(f"{path}.resource", f"is none of {', '.join(KINDS)}, which a transaction may hold")
+        if url is None or url[1] != kind:
+            raise InvalidValue(f"{path}.request.url", "does not name the type of the resource")
+        method = entry.request.method
+        if method not in ("POST", "PUT") or (method == "POST" and (url[2] or url[3])):
+            raise InvalidValue(f"{path}.request.method", f"of a {kind}: {resources.IN_TRANSACTION[kind]}", err="103")
+        if method == "PUT" and not url[2] and (kind == "ServiceRequest" or not url[3]):
+            raise InvalidValue(f"{path}.request.url", "a PUT names the resource by its id")
+        read = elements.read(KINDS[kind], entry.resource, f"{path}.resource")
+        query = url[3] or _query(entry.request.ifNoneExist or "")
+        items.append(
+            Item(
+                f"{path}.resource", read, method, entry.fullUrl or "", url[2] or "", query, entry.request.ifMatch or ""
+            )
+        )
+    return items
+
+
+# What is here already
+
+
+@dataclass(frozen=True)
+class Known:
+    """Looked up before the transaction: keys and identifiers of what exists do not change."""
+
+    names: Names
+
+    def patient(self, key: str) -> Identifier | None:
+        return db.read(_leading, int(key)) if re.fullmatch(r"\d{1,18}", key) else None
+
+    def knows(self, identifier: Identifier) -> bool:
+        return db.read(identity.find, identifier.value, identifier.issuer) is not None
+
+    def procedure(self, key: str) -> Procedure | None:
+        return db.read(_procedure, key)
+
+    def procedures(self, kind: str, value: str, system: str | None) -> list[str]:
+        return db.read(_procedures, value, system, self.names)
+
+
+def _leading(session: Session, pk: int) -> Identifier | None:
+    if session.get(Patient, pk) is None:
+        return None
+    row = identity.identifiers(session, identity.survivor(session, pk).key)[0]
+    return Identifier(row.value, row.issuer, row.type)
+
+
+def _procedure(session: Session, key: str) -> Procedure | None:
+    found = resources.find_request(session, key)
+    if found is None:
+        return None
+    order, row = found
+    known = http_road.known(session, order.key)
+    assert known is not None
+    own = resources.steps(session, row)
+    return Procedure(
+        known, row.requested_procedure_id, row.study_instance_uid, tuple(step.sps_id for step in own),
+        tuple((step.appointment_number, step.appointment_issuer) for step in own if step.appointment_number),
+        any(step.status == "ON_HOLD" for step in own),
+    )  # fmt: skip
+
+
+def _procedures(session: Session, value: str, system: str | None, names: Names) -> list[str]:
+    is_uid = system == resources.values.UID
+    issuer = None if system is None else names.issuer(system)
+    found = resources.requests(
+        session, value.removeprefix("urn:oid:") if is_uid else value, issuer, is_uid=is_uid, limit=2
+    )
+    return [resources.key_of(session, row) for row in found]
+
+
+def _check(session: Session, key: str, wanted: str, names: Names) -> None:
+    """If-Match: the version that its sender has read is still the one."""
+    found = resources.find_request(session, key)
+    if found is None:
+        raise UnknownKey("ServiceRequest", "no such ServiceRequest")
+    http_road.lock(session, found[0].key)
+    now = resources.etag(resources.service_request(session, *found, names)).removeprefix("W/")
+    if wanted.strip() != "*" and now not in [one.strip().removeprefix("W/") for one in wanted.split(",")]:
+        raise Stale("If-Match")
+
+
+# The answer
+
+
+class Answers:
+    def __init__(self, session: Session, made: Plan, done: Sequence[Done], cause: Cause, names: Names) -> None:
+        self._session, self._plan, self._done, self._cause, self._names = session, made, done, cause, names
+        self._procedures: dict[int, RequestedProcedure] = {}
+        self._taken: set[tuple[str, int]] = set()
+
+    def bundle(self) -> Reply:
+        entries = [{"response": self._response(*self._row(one))} for one in self._plan.answers]
+        made: Resource = {"resourceType": "Bundle", "type": "transaction-response", "entry": entries}
+        return Reply(200, MEDIA, resources.text(made))
+
+    def alone(self) -> Reply:
+        kind, key, row = self._row(self._plan.answers[0])
+        made = self._read(kind, key)
+        code = 201 if self._is_new(row) else 200
+        headers = {"ETag": resources.etag(made), "Location": f"{BASE}/{kind}/{key}"}
+        return Reply(code, MEDIA, resources.text(made), headers)
+
+    def _response(self, kind: Kind, key: str, row: Any) -> Resource:
+        if row is None:
+            return {"status": "200 OK"}
+        made = self._read(kind, key)
+        return {
+            "status": "201 Created" if self._is_new(row) else "200 OK",
+            "location": f"{kind}/{key}",
+            "etag": resources.etag(made),
+            "lastModified": made["meta"]["lastUpdated"],
+        }
+
+    def _read(self, kind: Kind, key: str) -> Resource:
+        return resources.read_with(self._session, kind, key, self._names)
+
+    def _is_new(self, row: Any) -> bool:
+        return bool(row.created_at >= self._cause.now)
+
+    def _row(self, answered: Answered) -> tuple[Kind, str, Any]:
+        """What an entry became: its type, key and row; of a Task that ended with its order, no row."""
+        if answered.patient:
+            person = identity.find(self._session, answered.patient.value, answered.patient.issuer)
+            assert person is not None
+            return "Patient", str(person.key), person
+        procedure = self._procedure(answered)
+        if answered.kind == "ServiceRequest":
+            return "ServiceRequest", resources.key_of(self._session, procedure), procedure
+        kind: Kind = "Task" if answered.kind == "Task" else "Appointment"
+        step = self._step(procedure, answered, kind)
+        return kind, str(step.key) if step else "", step
+
+    def _procedure(self, answered: Answered) -> RequestedProcedure:
+        if answered.key and (found := resources.find_request(self._session, answered.key)):
+            return found[1]
+        order_pk = self._done[answered.command].order_pk
+        assert order_pk is not None
+        assert answered.procedure is not None
+        if id(answered.procedure) not in self._procedures:
+            rows = resources.procedures(self._session, order_pk)
+            same = [row for row in rows if _fits(row, answered.procedure)] or rows
+            others = [row.key for row in self._procedures.values()]
+            free = [row for row in same if self._is_new(row) and row.key not in others]
+            self._procedures[id(answered.procedure)] = (free or same)[0]
+        return self._procedures[id(answered.procedure)]
+
+    def _step(self, procedure: RequestedProcedure, answered: Answered, kind: Kind) -> ScheduledStep | None:
+        wanted = answered.step
+        rows = resources.steps(self._session, procedure)
+        if wanted is None:
+            return rows[0] if len(rows) == 1 else None
+        free = [row for row in rows if (kind, row.key) not in self._taken]
+        found = next((row for row in rows if _is_step(row, wanted)), next(iter(free), None))
+        if found:
+            self._taken.add((kind, found.key))
+        return found
+
+
+def _fits(row: RequestedProcedure, wanted: ProcedureCommand) -> bool:
+    return all(not getattr(wanted, name) or getattr(wanted, name) == getattr(row, name) for name in NUMBERS)
+
+
+def _is_step(row: ScheduledStep, wanted: StepCommand) -> bool:
+    if wanted.sps_id:
+        return row.sps_id == wanted.sps_id
+    return bool(wanted.appointment_number) and row.appointment_number == wanted.appointment_number
+
+
+def _refusal(error: BrokerError) -> Reply:
+    where, text = http_road.place(error)
+    code = http_road.http_status(error)
+    return Reply(code, MEDIA, resources.text(resources.outcome(code, text, where, error.err)), http_road.retry(code))
+
+
+ROAD = Road(read=_read, refuse=lambda _, error: _refusal(error).raw())

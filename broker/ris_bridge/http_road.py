@@ -1,0 +1,297 @@
+"""An HTTP request on its way through the inbox: what the journal keeps of it, what it asks for, what it is told.
+
+REST and FHIR share it. The journal's raw bytes are the request line, the headers that change what it does, an empty
+line and the body byte for byte; its answer is the status line, headers and body that were sent. So a row can be
+replayed, and a repeated Idempotency-Key gets the same bytes again."""
+
+import hashlib
+import http
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlmodel import Session, col, select
+
+from broker import db, ids
+from broker.archive import status
+from broker.config import Settings, Site
+from broker.errors import BrokerError, InvalidValue, Unreadable, Wire, WrongState
+from broker.model.messages import Message
+from broker.model.orders import ImagingOrder
+from broker.model.patients import Patient
+from broker.mwl import identity
+from broker.mwl.commands import (
+    Command,
+    Identifier,
+    Missing,
+    OrderCommand,
+    PatientCommand,
+    PersonCommand,
+    Policies,
+    ProcedureCommand,
+    StepCommand,
+    VisitCommand,
+)
+from broker.ris_bridge import effects, inbox
+from broker.ris_bridge.effects import Cause, Done
+from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Answer, Read, Received, Road
+from broker.ris_bridge.turns import Keys
+
+KEPT = ("if-match", "if-none-exist")  # headers that change what a request does
+KEY = re.compile(r"[!-~]{1,255}")
+KEY_REUSED = "MSH^1^10"  # where the inbox says that a control id was used for other content
+RETRY_SECONDS = 5
+KEYS_MAX = 200  # of one request
+
+
+class Stale(WrongState):
+    """If-Match, or If-None-Exist that names several."""
+
+    wire = Wire(0x0110, 0xC000, "AE", "207", 412)
+    title = "has changed since it was read"
+
+
+@dataclass(frozen=True)
+class Request:
+    """headers: those of KEPT, by their name in small letters."""
+
+    method: str
+    path: str
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def raw(self) -> bytes:
+        kept = [f"{name}: {self.headers[name]}" for name in KEPT if name in self.headers]
+        return "\r\n".join([f"{self.method} {self.path}", *kept]).encode() + b"\r\n\r\n" + self.body
+
+
+def request_of(raw: bytes) -> Request:
+    head, _, body = raw.partition(b"\r\n\r\n")
+    line, *headers = head.decode().split("\r\n")
+    method, _, path = line.partition(" ")
+    return Request(method, path, body, dict(one.split(": ", 1) for one in headers))
+
+
+@dataclass(frozen=True)
+class Reply:
+    status: int
+    media: str
+    body: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def raw(self) -> bytes:
+        line = f"HTTP/1.1 {self.status} {http.HTTPStatus(self.status).phrase}"
+        headers = {"Content-Type": self.media, **self.headers}
+        return "\r\n".join([line, *(f"{name}: {headers[name]}" for name in headers), "", self.body]).encode()
+
+
+def reply_of(raw: bytes) -> Reply:
+    head, _, body = raw.decode().partition("\r\n\r\n")
+    line, *said = head.split("\r\n")
+    headers = dict(one.split(": ", 1) for one in said)
+    return Reply(int(line.split(" ")[1]), headers.pop("Content-Type"), body, headers)
+
+
+# Into the inbox
+
+
+def take(request: Request, protocol: str, road: Road, *, sender: str, peer: str, key: str, kind: str,
+         settings: Settings) -> Answer:  # fmt: skip
+    """The answer, already durable. key: Idempotency-Key, empty = none. kind: what the journal calls the request.
+
+    Raises InvalidValue for a key that is none; database trouble as the inbox does."""
+    if key and not KEY.fullmatch(key):
+        raise InvalidValue("Idempotency-Key", "must be 1 to 255 visible ASCII characters")
+    raw = request.raw()
+    return inbox.take(
+        Received(
+            raw=raw, protocol=protocol, peer=peer, settings=settings, sender=sender[:KEY_CHARACTERS_MAX],
+            control_id=key or ids.control_id(), digest=hashlib.sha256(raw).hexdigest(), type=kind,
+        ),
+        road,
+    )  # fmt: skip
+
+
+def again(row: Message, road: Road, settings: Settings) -> tuple[Received, Road]:
+    """A journalled request, to be looked at once more."""
+    return (
+        Received(
+            raw=row.raw, protocol=row.protocol, peer=row.peer, settings=settings, sender=row.sender,
+            control_id=row.control_id, digest=row.sha256, type=row.type, time=row.message_time,
+        ),
+        road,
+    )  # fmt: skip
+
+
+# What it asks for
+
+
+@dataclass(frozen=True)
+class Asked:
+    """All that one request asks for. check: raises what forbids it, in the same transaction. tell: the answer, when it
+    is done."""
+
+    commands: tuple[Command, ...]
+    tell: Callable[[Session, Sequence[Done], Cause], Reply]
+    check: Callable[[Session], None] | None = None
+
+
+@dataclass(frozen=True)
+class Told(Done):
+    reply: bytes = b""
+
+
+def _carry_out(session: Session, asked: Asked, cause: Cause) -> Told:
+    if asked.check:
+        asked.check(session)
+    done = [effects.carry_out(session, one, cause) for one in asked.commands]
+    session.flush()
+    status.publish(session)  # the answer shows the documents of this transaction
+    return Told(
+        words="; ".join(dict.fromkeys(one.words for one in done)) or "nothing",
+        order_pk=next((one.order_pk for one in reversed(done) if one.order_pk), None),
+        reply=asked.tell(session, done, cause).raw(),
+    )
+
+
+effects.EFFECTS[Asked] = _carry_out
+
+
+def read(
+    received: Received,
+    build: Callable[[], Asked],
+    said: Iterable[tuple[str, str]],
+    refusal: Callable[[BrokerError], Reply],
+) -> Read:
+    """said: what a request that is refused can still be found by."""
+    keys = _bounded([("control", received.control_id), *said])
+    asked: Asked | BrokerError
+    try:
+        asked = build()
+        keys |= _bounded(_keys(asked.commands))
+    except BrokerError as error:
+        asked = error
+
+    def commands() -> list[Any]:
+        if isinstance(asked, BrokerError):
+            raise asked
+        return [asked]
+
+    def answer(refused: BrokerError | None, done: Sequence[Done]) -> bytes:
+        if refused:
+            return refusal(refused).raw()
+        (one,) = done
+        assert isinstance(one, Told)
+        return one.reply
+
+    return Read(keys=keys, commands=commands, answer=answer, actor=received.sender)
+
+
+def _bounded(keys: Iterable[tuple[str, str]]) -> Keys:
+    found = ((kind, value[:KEY_CHARACTERS_MAX]) for kind, value in keys if value)
+    return frozenset(itertools.islice(dict.fromkeys(found), KEYS_MAX))
+
+
+def _keys(commands: Iterable[Command]) -> Iterator[tuple[str, str]]:
+    for command in commands:
+        if isinstance(command, OrderCommand):
+            yield "accession", command.accession_number
+            for procedure in command.procedures:
+                yield "study", procedure.study_instance_uid
+                yield from _numbers(procedure)
+                for step in procedure.steps:
+                    yield from _numbers(step)
+        if isinstance(command, VisitCommand) and command.order:
+            yield "accession", command.order.accession_number
+        if isinstance(command, OrderCommand | PatientCommand | VisitCommand) and command.patient:
+            yield from (("patient", one.value) for one in command.patient.identifiers)
+
+
+def _numbers(one: ProcedureCommand | StepCommand) -> Iterator[tuple[str, str]]:
+    yield "placer", one.placer_number
+    yield "filler", one.filler_number
+
+
+def policies(site: Site) -> Policies:
+    """What is to be rejected was refused before."""
+
+    def policy(name: str) -> Missing:
+        usual: Missing = getattr(Policies(), name)
+        chosen = getattr(site, f"missing_{name}")
+        return chosen if chosen in ("generate", "derive") else usual
+
+    return Policies(
+        accession_number=policy("accession_number"),
+        requested_procedure_id=policy("requested_procedure_id"),
+        sps_id=policy("sps_id"),
+        study_instance_uid=policy("study_instance_uid"),
+    )
+
+
+# What is known of an order that a request names by its key
+
+
+@dataclass(frozen=True)
+class Known:
+    accession_number: str
+    accession_issuer: str
+    patient: Identifier
+
+    def command(self, control: str, **said: object) -> OrderCommand:
+        """About this order."""
+        return OrderCommand(
+            control=control,  # type: ignore[arg-type]
+            accession_number=self.accession_number,
+            accession_issuer=self.accession_issuer,
+            patient=self.person,
+            **said,  # type: ignore[arg-type]
+        )
+
+    @property
+    def person(self) -> PersonCommand:
+        return PersonCommand((self.patient,))
+
+
+def known(session: Session, order_pk: int) -> Known | None:
+    order = session.get(ImagingOrder, order_pk)
+    if order is None:
+        return None
+    leading = identity.identifiers(session, order.patient_pk)[0]
+    return Known(
+        order.accession_number, order.accession_issuer, Identifier(leading.value, leading.issuer, leading.type)
+    )
+
+
+def lock(session: Session, order_pk: int) -> ImagingOrder:
+    """Patient before order (architecture.md 7)."""
+    patient_pk = session.exec(select(col(ImagingOrder.patient_pk)).where(ImagingOrder.pk == order_pk)).one()
+    db.lock(session, Patient, patient_pk)
+    return db.lock(session, ImagingOrder, order_pk)
+
+
+# Refusals
+
+
+def place(error: BrokerError) -> tuple[str, str]:
+    """Where, and what is wrong there, as a client over HTTP knows it."""
+    if error.place == KEY_REUSED:
+        return "Idempotency-Key", "this key was used for another request"
+    return error.place, error.text
+
+
+def http_status(error: BrokerError) -> int:
+    return 422 if error.place == KEY_REUSED else error.wire.http
+
+
+def retry(status_code: int) -> dict[str, str]:
+    return {"Retry-After": str(RETRY_SECONDS)} if status_code == http.HTTPStatus.SERVICE_UNAVAILABLE else {}
+
+
+def text(body: bytes) -> str:
+    """Raises Unreadable: JSON is UTF-8 (RFC 8259 8.1)."""
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise Unreadable("body", "is no UTF-8") from None

@@ -1,0 +1,158 @@
+"""Orders over REST on their way into the inbox (contract.md 4)."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func
+from sqlmodel import Session, col, select
+
+from broker import db
+from broker.archive import status
+from broker.config import Settings, Site
+from broker.errors import BrokerError, UnknownKey
+from broker.model.messages import Message
+from broker.model.orders import ImagingOrder, ScheduledStep
+from broker.mwl.commands import Command, PatientCommand, VisitCommand
+from broker.ris_bridge import http_road, rest_orders
+from broker.ris_bridge.effects import Cause, Done
+from broker.ris_bridge.http_road import Asked, Known, Reply, Request, Stale
+from broker.ris_bridge.inbox import Answer, Read, Received, Road
+
+PROTOCOL = "rest"
+ORDERS = "/api/v1/orders"
+PATH = re.compile(ORDERS + r"(?:/(\d{1,18})(?:/([a-z-]+))?)?")
+
+
+@dataclass(frozen=True)
+class Context:
+    """text: the body. known: the order that the path names."""
+
+    text: str
+    site: Site
+    known: Known | None = None
+    steps: int = 0
+
+    @property
+    def order(self) -> Known:
+        if self.known is None:
+            raise UnknownKey("order_id", "no such order")
+        return self.known
+
+
+def place(context: Context) -> list[Command]:
+    return [rest_orders.placed(rest_orders.new(context.text), context.site)]
+
+
+def change(context: Context) -> list[Command]:
+    body = rest_orders.change(context.text)
+    order = rest_orders.changed(body, context.order, context.steps, context.site)
+    person = rest_orders.demographics(body, context.order, context.site)
+    update = [PatientCommand("update", person, cause="PATCH")] if person else []
+    return [*update, order]
+
+
+def arrive(context: Context) -> list[Command]:
+    at = rest_orders.body(rest_orders.Arrival, context.text).at
+    order = context.order.command("note", place="order_id")
+    moment = rest_orders.moment(at, context.site) if at else None
+    return [VisitCommand("arrive", context.order.person, order=order, at=moment, cause="arrive", place="order_id")]
+
+
+def _control(control: str) -> Callable[[Context], list[Command]]:
+    def read(context: Context) -> list[Command]:
+        reason = rest_orders.body(rest_orders.Reason, context.text).reason or ""
+        return [context.order.command(control, reason=reason, place="order_id")]
+
+    return read
+
+
+# Method and what stands behind the order's key -> what is asked for.
+ACTIONS: dict[tuple[str, str], Callable[[Context], list[Command]]] = {
+    ("POST", ""): place,
+    ("PATCH", ""): change,
+    ("POST", "cancel"): _control("CA"),
+    ("POST", "arrive"): arrive,
+    ("POST", "hold"): _control("HD"),
+    ("POST", "release"): _control("RL"),
+    ("POST", "no-show"): _control("no_show"),
+}
+
+
+def take(request: Request, *, sender: str, peer: str, key: str, settings: Settings) -> Answer:
+    _, action = _named(request)
+    kind = f"{request.method} order" + (f" {action}" if action else "")
+    return http_road.take(request, PROTOCOL, ROAD, sender=sender, peer=peer, key=key, kind=kind, settings=settings)
+
+
+def again(row: Message, settings: Settings) -> tuple[Received, Road]:
+    return http_road.again(row, ROAD, settings)
+
+
+def _named(request: Request) -> tuple[int | None, str]:
+    match = PATH.fullmatch(request.path)
+    if match is None:
+        raise UnknownKey("order_id", "no such order")
+    return (int(match[1]) if match[1] else None), match[2] or ""
+
+
+def _read(received: Received) -> Read:
+    request = http_road.request_of(received.raw)
+    order_pk, action = _named(request)
+    known, steps = (None, 0) if order_pk is None else db.read(_known, order_pk)
+    wanted = request.headers.get("if-match", "")
+
+    def check(session: Session) -> None:
+        assert order_pk is not None
+        http_road.lock(session, order_pk)
+        if wanted.strip() != "*" and etag(order_pk, status.of_order(session, order_pk)[1]) not in wanted:
+            raise Stale("If-Match")
+
+    def tell(session: Session, done: Sequence[Done], cause: Cause) -> Reply:
+        return _told(session, order_pk or next(one.order_pk for one in done if one.order_pk), cause)
+
+    def build() -> Asked:
+        if order_pk is not None and known is None:
+            raise UnknownKey("order_id", "no such order")
+        context = Context(http_road.text(request.body), received.settings.site, known, steps)
+        commands = tuple(ACTIONS[request.method, action](context))
+        return Asked(commands, tell, check if wanted and order_pk else None)
+
+    return http_road.read(received, build, rest_orders.keys(request.body), _refusal)
+
+
+def _known(session: Session, order_pk: int) -> tuple[Known | None, int]:
+    steps = select(func.count(col(ScheduledStep.pk))).where(ScheduledStep.order_pk == order_pk)
+    return http_road.known(session, order_pk), session.exec(steps).one()
+
+
+def _told(session: Session, order_pk: int, cause: Cause) -> Reply:
+    """201 where this request made the order."""
+    document, version = status.of_order(session, order_pk)
+    headers = {"ETag": etag(order_pk, version)}
+    order = session.get_one(ImagingOrder, order_pk)
+    if order.message_pk != cause.message_pk:
+        return Reply(200, "application/json", document, headers)
+    return Reply(201, "application/json", document, {"Location": f"{ORDERS}/{order_pk}", **headers})
+
+
+def etag(order_pk: int, version: int) -> str:
+    return f'"{order_pk}.{version}"'
+
+
+def document(session: Session, order_pk: int) -> tuple[str, str]:
+    """The status document and its ETag."""
+    found, version = status.of_order(session, order_pk)
+    return found, etag(order_pk, version)
+
+
+def _refusal(error: BrokerError) -> Reply:
+    """RFC 9457."""
+    where, text = http_road.place(error)
+    code = http_road.http_status(error)
+    problem = {"type": "about:blank", "title": error.title, "status": code, "detail": text, "place": where}
+    return Reply(code, "application/problem+json", json.dumps(problem, ensure_ascii=False), http_road.retry(code))
+
+
+ROAD = Road(read=_read, refuse=lambda _, error: _refusal(error).raw())

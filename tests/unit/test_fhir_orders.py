@@ -1,0 +1,389 @@
+"""What a FHIR transaction asks for: the same as HL7's messages, and nothing that it does not say."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+
+from broker.config import Settings
+from broker.errors import BrokerError, InvalidValue, MissingField, UnknownKey
+from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, VisitCommand
+from broker.ris_bridge.fhir import road, values
+from broker.ris_bridge.fhir.orders_in import Procedure, Reader
+from broker.ris_bridge.fhir.plan import KNOWN, NEW, Plan, plan
+from broker.ris_bridge.hl7 import message, orders_in
+from broker.ris_bridge.http_road import Known, Request
+from tests import roads
+
+SETTINGS = Settings(site={"accession_issuer": "RIS", "patient_id_issuer": "HOSP"}, fhir={"systems": roads.SYSTEMS})
+YAMADA = Identifier("0000012345", "HOSP")
+ORDER = Known("ACC001", "RIS", YAMADA)
+
+
+class Server:
+    """Nothing is here but what it was given."""
+
+    def __init__(self, **procedures: Procedure) -> None:
+        self.known = {key.removeprefix("_"): one for key, one in procedures.items()}
+
+    def patient(self, key: str) -> Identifier | None:
+        return YAMADA if key == "1" else None
+
+    def knows(self, identifier: Identifier) -> bool:
+        return bool(self.known) and identifier == YAMADA
+
+    def procedure(self, key: str) -> Procedure | None:
+        return self.known.get(key)
+
+    def procedures(self, kind: str, value: str, system: str | None) -> list[str]:
+        return list(self.known)
+
+
+ONE = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001",)))
+TWO = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001", "SPS002")))
+
+
+def planned(bundle: dict, server: Server | None = None, settings: Settings = SETTINGS) -> Plan:
+    systems = values.table(settings.fhir.systems)
+    return plan(Reader(road._all(bundle, settings), settings.site, systems, server or Server()))
+
+
+def order(*resources: dict, server: Server | None = None) -> OrderCommand:
+    (command,) = planned(roads.bundle(*resources), server).commands
+    assert isinstance(command, OrderCommand)
+    return command
+
+
+def request(**changes: Any) -> dict:
+    """The golden ServiceRequest; a value of ... takes the element away."""
+    made = {**roads.service_request(), **changes}
+    return {name: value for name, value in made.items() if value is not ...}
+
+
+def put(resource: dict, server: Server = ONE) -> Plan:
+    found = Request("PUT", "/fhir/ServiceRequest/17")
+    items = road._one({**resource, "id": "17"}, found, "17")
+    return plan(Reader(items, SETTINGS.site, values.table(SETTINGS.fhir.systems), server))
+
+
+def said(attributes: dict) -> dict:
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def test_the_golden_bundle_is_the_command_that_the_message_makes():
+    msg = message.parse(roads.omi(), SETTINGS.limits, "ASCII")
+    (by_hl7,) = orders_in.to_commands(msg, SETTINGS.site)
+    (by_fhir,) = planned(roads.fhir()).commands
+    assert by_fhir.patient == by_hl7.patient
+    assert said(by_fhir.attributes) == said(by_hl7.attributes)
+    mine, theirs = by_fhir.procedures[0], by_hl7.procedures[0]
+    assert said(mine.attributes) == said(theirs.attributes)
+    assert said(mine.steps[0].attributes) == said(theirs.steps[0].attributes)
+    for one, other in ((by_fhir, by_hl7), (mine, theirs), (mine.steps[0], theirs.steps[0])):
+        for field in dataclasses.fields(one):
+            if field.name not in ("attributes", "procedures", "steps", "place", "at", "status", "policies"):
+                assert getattr(one, field.name) == getattr(other, field.name), field.name
+
+
+# Patients
+
+
+@pytest.mark.parametrize(
+    ("names", "pn"),
+    [
+        ([{"text": "山田 太郎"}], "=山田^太郎"),
+        ([{"text": "山田太郎"}], "=山田太郎"),
+        ([{"text": "Anna Smith"}], "Anna Smith"),
+        ([{"family": "SMITH", "given": ["ANNA", "B", "C"], "prefix": ["DR"], "suffix": ["JR"]}], "SMITH^ANNA^B C^DR^JR"),
+        ([{"use": "old", "family": "OLD"}, {"family": "NEW", "given": ["A"]}], "NEW^A"),
+        ([roads._name("ﾔﾏﾀﾞ", "ﾀﾛｳ", "SYL")], "YAMADA^TARO==ヤマダ^タロウ"),
+        ([roads._name("YAMADA", "TARO", "ABC"), roads._name("山田", "太郎", "IDE")], "YAMADA^TARO=山田^太郎"),
+    ],
+)  # fmt: skip
+def test_names_have_three_groups_by_their_representation_or_script(names, pn):
+    assert order({**roads.patient(), "name": names}, request()).patient.name == pn
+
+
+@pytest.mark.parametrize(
+    ("identifier", "known"),
+    [
+        ({"system": roads.HOSP, "value": "1"}, Identifier("1", "HOSP")),
+        ({"system": "urn:oid:1.2.3", "value": "1"}, Identifier("1", "1.2.3")),
+        ({"system": "http://his.example/id", "value": "1"}, Identifier("1", "http://his.example/id")),
+        ({"value": "0001"}, Identifier("0001", "HOSP")),
+        ({"value": "1", "assigner": {"display": "OTHER"}}, Identifier("1", "OTHER")),
+        (roads._identifier("1", roads.HOSP, "MR"), Identifier("1", "HOSP", "MR")),
+    ],
+)
+def test_a_system_is_an_issuer_by_the_sites_table_else_itself(identifier, known):
+    assert order({**roads.patient(), "identifier": [identifier]}, request()).patient.identifiers == (known,)
+
+
+def test_a_number_that_names_no_person_is_only_shown():
+    person = {**roads.patient(), "identifier": [roads._identifier("9", roads.HOSP, "AN"), {"value": "1"}]}
+    made = order(person, request()).patient
+    assert made.identifiers == (Identifier("1", "HOSP"),)
+    assert [one["PatientID"] for one in made.attributes["OtherPatientIDsSequence"]] == ["9"]
+
+
+@pytest.mark.parametrize(("text", "date"), [("1970-01-01", "19700101"), ("1970-01", None), ("1970", None)])
+def test_a_year_alone_is_no_birth_date(text, date):
+    assert order({**roads.patient(), "birthDate": text}, request()).patient.birth_date == date
+
+
+def test_a_request_for_somebody_who_is_known_needs_no_patient_with_it():
+    for subject in ({"reference": "Patient/1"}, {"identifier": {"system": roads.HOSP, "value": "0000012345"}}):
+        assert order(request(subject=subject), server=ONE).patient.identifiers == (YAMADA,)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"reference": "Patient/2"},
+        {"reference": "urn:uuid:nobody"},
+        {"identifier": {"value": "7"}},
+        {"reference": "Group/1"},
+    ],
+)
+def test_a_request_for_nobody_known_is_refused(subject):
+    with pytest.raises(UnknownKey) as refused:
+        order(request(subject=subject))
+    assert refused.value.place == "Bundle.entry[0].resource.subject"
+
+
+def test_a_patient_alone_or_put_is_a_change_of_the_patient():
+    (update,) = planned(roads.bundle(roads.patient())).commands
+    assert isinstance(update, PatientCommand)
+    bundle = roads.fhir()
+    bundle["entry"][0]["request"] = {"method": "PUT", "url": f"Patient?identifier={roads.HOSP}|0000012345"}
+    assert [type(one) for one in planned(bundle).commands] == [PatientCommand, OrderCommand]
+
+
+# Orders
+
+
+def test_a_request_without_appointment_and_task_says_itself_when_and_where():
+    alone = request(
+        occurrenceDateTime="2025-12-01T00:30:00Z", locationReference=[{"display": "CT室1"}],
+        performer=[{"type": "Device", "identifier": {"system": "urn:dicom:ae-title", "value": "CT1"}, "display": "CT-A"}],
+    )  # fmt: skip
+    (step,) = order(roads.patient(), alone).procedures[0].steps
+    assert (step.start_date, step.start_time, step.station_ae_titles) == ("20251201", "093000", ("CT1",))
+    assert step.attributes["ScheduledStationName"] == ["CT-A"]
+    assert step.attributes["ScheduledProcedureStepLocation"] == "CT室1"
+
+
+def test_an_order_without_a_time_is_an_order():
+    (step,) = order(roads.patient(), request()).procedures[0].steps
+    assert (step.start_date, step.station_ae_titles) == (None, None)
+
+
+def test_each_task_is_a_step_and_its_appointment_its_time():
+    second = copy.deepcopy(roads.task())
+    second["identifier"][0]["value"] = "SPS002"
+    second["description"] = "造影"
+    slots = [roads.appointment(), roads.appointment(roads.START.replace(hour=11))]
+    for slot, number in zip(slots, ("SPS002", "SPS001"), strict=True):
+        slot["identifier"] = [{"type": {"text": "Scheduled Procedure Step ID"}, "value": number}]
+    steps = order(roads.patient(), request(), roads.task(), second, *slots).procedures[0].steps
+    assert [(one.sps_id, one.start_time, one.description) for one in steps] == [
+        ("SPS001", "113000", "胸部単純CT"), ("SPS002", "093000", "造影"),
+    ]  # fmt: skip
+
+
+def test_requests_of_one_accession_number_or_requisition_are_one_order():
+    second = request(identifier=[roads._identifier("P2", roads.HIS, "PLAC")], priority="routine")
+    (command,) = planned(roads.bundle(roads.patient(), request(), second)).commands
+    assert [one.placer_number for one in command.procedures] == ["P1", "P2"]
+    assert (command.accession_number, command.priority) == ("ACC001", "STAT")
+    apart = request(identifier=second["identifier"], requisition=...)
+    assert len(planned(roads.bundle(roads.patient(), request(), apart)).commands) == 2
+
+
+def test_requests_of_two_patients_are_never_one_order():
+    other = {**roads.patient(), "identifier": [{"system": roads.HOSP, "value": "2"}]}
+    second = request(subject={"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000002"})
+    with pytest.raises(InvalidValue) as refused:
+        planned(roads.bundle(roads.patient(), other, request(), second))
+    assert refused.value.place == "Bundle.entry[3].resource.subject"
+
+
+def test_an_identifier_that_is_no_longer_in_use_names_nobody():
+    old = {"use": "old", "system": roads.HOSP, "value": "9"}
+    person = {**roads.patient(), "identifier": [old, *roads.patient()["identifier"]]}
+    assert order(person, request()).patient.identifiers == (YAMADA,)
+
+
+def test_an_identifier_that_says_nothing_of_its_kind_is_the_placers():
+    procedure = order(roads.patient(), request(identifier=[{"system": roads.HIS, "value": "P9"}])).procedures[0]
+    assert (procedure.placer_number, procedure.placer_issuer, procedure.filler_number) == ("P9", "HIS", "")
+
+
+@pytest.mark.parametrize(
+    ("word", "priority"),
+    [("routine", "ROUTINE"), ("urgent", "HIGH"), ("asap", "HIGH"), ("stat", "STAT"), (..., None)],
+)
+def test_priorities(word, priority):
+    assert order(roads.patient(), request(priority=word)).priority == priority
+
+
+def test_a_jj1017_code_of_32_characters_is_split_and_tells_the_modality():
+    code = "6000000200000000" + "0" * 16
+    detail = [{"coding": [{"system": "urn:dicom:scheme:JJ1017-32", "code": code}], "text": "胸部"}]
+    (step,) = order(roads.patient(), request(orderDetail=detail, category=...)).procedures[0].steps
+    (made,) = step.attributes["ScheduledProtocolCodeSequence"]
+    assert (made["CodeValue"], made["CodingSchemeDesignator"]) == (code[:16], "JJ1017-16M")
+    assert (step.modality, step.description) == ("CT", "胸部")
+
+
+def test_of_several_codings_the_one_is_taken_whose_system_has_a_name_here():
+    code = {
+        "coding": [{"system": "http://unknown.example", "code": "1"}, {"system": "http://loinc.org", "code": "24627-2"}]
+    }
+    procedure = order(roads.patient(), request(code=code)).procedures[0]
+    assert (procedure.code_value, procedure.code_scheme) == ("24627-2", "LN")
+
+
+REFUSED: list[tuple[dict, type[BrokerError], str]] = [
+    ({"status": "draft"}, InvalidValue, "status"), ({"status": "unknown"}, InvalidValue, "status"),
+    ({"status": "completed"}, InvalidValue, "status"), ({"status": "done"}, InvalidValue, "status"),
+    ({"intent": "plan"}, InvalidValue, "intent"), ({"intent": ...}, InvalidValue, "intent"),
+    ({"doNotPerform": True}, InvalidValue, "doNotPerform"), ({"priority": "soon"}, InvalidValue, "priority"),
+    ({"subject": ...}, InvalidValue, "subject"), ({"occurrenceDateTime": "2025-13-01"}, InvalidValue, "occurrence"),
+    ({"occurrenceDateTime": "tomorrow"}, InvalidValue, "occurrenceDateTime"),
+    ({"occurrenceDateTime": "2025"}, InvalidValue, "occurrence"),
+    ({"code": {"coding": [{"system": "http://unknown.example", "code": "1"}]}}, InvalidValue, "code[0].coding[0].system"),
+    ({"code": {"coding": [{"code": "1" * 17}]}}, InvalidValue, "code[0].coding[0].code"),
+    ({"identifier": [roads._identifier("A" * 17, roads.RIS, "ACSN")]}, InvalidValue, "identifier[0].value"),
+    ({"identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:1.02"}]}, InvalidValue, "identifier[0].value"),
+    ({"performer": [{"reference": "Device/9"}]}, InvalidValue, "performer[0]"),
+    ({"performer": [{"type": "Device", "identifier": {"value": "X" * 17}}]}, InvalidValue, "performer[0]"),
+    ({"requester": {"reference": "#nobody"}}, InvalidValue, ""), ({"note": [{"text": "a\x00"}]}, InvalidValue, "note[0].text"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("changes", "error", "place"), REFUSED)
+def test_what_cannot_be_an_order_is_refused_at_its_element(changes, error, place):
+    with pytest.raises(error) as refused:
+        order(roads.patient(), request(**changes))
+    assert refused.value.place.startswith(f"Bundle.entry[1].resource.{place}".rstrip("."))
+    assert "unknown.example" not in refused.value.text
+
+
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [
+        (lambda b: b.update(type="batch"), "Bundle.type"),
+        (lambda b: b["entry"][0]["resource"].update(resourceType="Observation"), "Bundle.entry[0].resource"),
+        (lambda b: b["entry"][0]["request"].update(url="Task"), "Bundle.entry[0].request.url"),
+        (lambda b: b["entry"][1]["request"].update(method="DELETE"), "Bundle.entry[1].request.method"),
+        (lambda b: b["entry"][1]["request"].update(method="PUT"), "Bundle.entry[1].request.url"),
+        (lambda b: b["entry"][0]["request"].update(ifNoneExist="name=x"), "Bundle.entry[0].resource"),
+        (lambda b: b["entry"][2].pop("request"), "Bundle.entry[2].request"),
+        (lambda b: b["entry"][2]["resource"].update(status="fulfilled"), "Bundle.entry[2].resource.status"),
+        (lambda b: b["entry"].pop(1), "Bundle.entry[2].resource.basedOn"),
+    ],
+)
+def test_a_transaction_is_taken_whole_or_refused_naming_the_entry(change, place):
+    bundle = roads.fhir()
+    change(bundle)
+    with pytest.raises(BrokerError) as refused:
+        planned(bundle)
+    assert refused.value.place == place
+
+
+def test_a_transaction_has_a_limit():
+    with pytest.raises(BrokerError) as refused:
+        planned(roads.bundle(*[roads.patient()] * 501))
+    assert refused.value.place == "Bundle.entry"
+
+
+@pytest.mark.parametrize("policy", ["missing_accession_number", "missing_sps_id"])
+def test_missing_identifiers_are_made_or_refused_as_the_site_says(policy):
+    bundle = roads.bundle(roads.patient(), request(identifier=[roads._identifier("P1", roads.HIS, "PLAC")]))
+    assert planned(bundle).commands[0].accession_number == ""
+    site = SETTINGS.site.model_copy(update={policy: "reject"})
+    with pytest.raises(MissingField):
+        planned(bundle, settings=SETTINGS.model_copy(update={"site": site}))
+
+
+# What became of it
+
+
+@pytest.mark.parametrize(("status", "controls"), NEW.items())
+def test_what_the_status_of_a_new_request_asks_for(status, controls):
+    commands = planned(roads.bundle(roads.patient(), request(status=status))).commands
+    assert tuple(one.control for one in commands) == controls
+
+
+@pytest.mark.parametrize(("status", "controls"), KNOWN.items())
+def test_what_the_status_of_a_known_request_asks_for(status, controls):
+    commands = put(request(status=status, subject={"reference": "Patient/1"})).commands
+    assert tuple(one.control for one in commands) == controls
+    assert {one.accession_number for one in commands} == {"ACC001"}
+    assert {one.procedures[0].requested_procedure_id for one in commands} == {"RP001"}
+
+
+def test_an_active_request_is_taken_off_hold():
+    held = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001",), held=True))
+    commands = put(request(subject={"reference": "Patient/1"}), held).commands
+    assert [one.control for one in commands] == ["XO", "RL"]
+
+
+def test_what_an_update_does_not_say_stays():
+    bare = request(subject={"reference": "Patient/1"}, **dict.fromkeys(
+        ("contained", "encounter", "requester", "priority", "code", "orderDetail", "reasonCode", "note", "category"), ...))  # fmt: skip
+    (command,) = put(bare).commands
+    procedure = command.procedures[0]
+    assert (command.priority, procedure.description, procedure.code_value) == (None, None, None)
+    assert not said({**command.attributes, **procedure.attributes, **procedure.steps[0].attributes})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"identifier": [roads._identifier("ACC9", roads.RIS, "ACSN")]},
+     {"identifier": [{"type": {"text": "Requested Procedure ID"}, "value": "RP9"}]},
+     {"identifier": [{"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}]}],
+)  # fmt: skip
+def test_an_update_does_not_change_what_an_order_is_found_by(changes):
+    with pytest.raises(InvalidValue):
+        put(request(subject={"reference": "Patient/1"}, **changes))
+
+
+def test_of_several_steps_the_request_itself_cannot_say_when():
+    plain = request(subject={"reference": "Patient/1"}, orderDetail=...)
+    assert put(plain, TWO).commands[0].procedures[0].steps == ()
+    with pytest.raises(InvalidValue):
+        put({**plain, "occurrenceDateTime": "2025-12-02T09:00:00+09:00"}, TWO)
+
+
+@pytest.mark.parametrize(
+    ("status", "controls"),
+    [("booked", ["XO"]), ("cancelled", ["CA"]), ("noshow", ["no_show"]), ("arrived", ["XO", "arrive"])],
+)
+def test_an_appointment_of_a_known_request_moves_ends_or_arrives(status, controls):
+    slot = {**roads.appointment(), "status": status, "basedOn": [{"reference": "ServiceRequest/17"}]}
+    commands = planned(roads.bundle(slot), ONE).commands
+    assert [one.event if isinstance(one, VisitCommand) else one.control for one in commands] == controls
+    assert commands[0].procedures[0].steps[0].sps_id == "SPS001"
+    with pytest.raises(MissingField):
+        planned(roads.bundle(slot), TWO)
+
+
+@pytest.mark.parametrize("status", ["fulfilled", "in-progress", "completed"])
+def test_that_an_exam_was_made_is_the_brokers_to_say(status):
+    slot = {**roads.appointment(), "status": status, "basedOn": [{"reference": "ServiceRequest/17"}]}
+    with pytest.raises(InvalidValue):
+        planned(roads.bundle(slot), ONE)
+
+
+def test_a_request_that_is_here_already_is_not_made_again():
+    bundle = roads.fhir()
+    bundle["entry"][1]["request"]["ifNoneExist"] = f"identifier={roads.HIS}|P1"
+    made = planned(bundle, ONE)
+    assert made.commands == []
+    assert [one.key for one in made.answers] == ["", "17", "17", "17"]
+    with pytest.raises(BrokerError) as refused:
+        planned(bundle, Server(_17=ONE.known["17"], _18=ONE.known["17"]))
+    assert refused.value.wire.http == 412

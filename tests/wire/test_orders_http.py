@@ -1,0 +1,236 @@
+"""Orders over REST on real sockets: once, in the journal, and told the same twice."""
+
+import copy
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from broker import clock
+from broker.model.messages import Message, MessageKey
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
+from broker.model.patients import Patient
+from broker.model.work import AuditEvent
+from broker.ris_bridge import inbox, rest_road
+from tests import roads
+from tests.house import House, eventually
+from tests.world import today
+
+
+def ask(
+    broker: House, method: str, path: str = "", body: object = None, role: str | None = "ris", **headers: str
+) -> httpx.Response:
+    """body: JSON, or bytes as they are. headers: `_` for `-`."""
+    said = {name.replace("_", "-"): value for name, value in headers.items()}
+    if role:
+        said["Authorization"] = f"Bearer {broker.tokens[role]}"
+    content = (
+        body if isinstance(body, bytes) else b"" if body is None else json.dumps(body, ensure_ascii=False).encode()
+    )
+    return httpx.request(
+        method, f"http://127.0.0.1:{broker.ports['http']}{rest_road.ORDERS}{path}", content=content, headers=said,
+        timeout=40,
+    )  # fmt: skip
+
+
+def order(**changes: object) -> dict:
+    return {**roads.rest(today()), **changes}
+
+
+def with_step(**changes: object) -> dict:
+    body = order()
+    body["requested_procedures"][0]["steps"][0] |= changes
+    return body
+
+
+def test_an_order_is_placed_once_and_the_same_again_changes_nothing(broker):
+    first = ask(broker, "POST", body=order())
+    assert first.status_code == 201, first.text
+    assert first.headers["Location"] == "/api/v1/orders/1"
+    document = first.json()
+    assert (document["order_id"], document["accession_number"], document["state"]) == (1, "ACC001", "SCHEDULED")
+    again = ask(broker, "POST", body=order())
+    assert (again.status_code, again.json()) == (200, document)
+    assert len(broker.rows(ImagingOrder)) == len(broker.rows(StepVersion)) == 1
+    assert broker.modality("CT1").worklist()[0].AccessionNumber == "ACC001"
+
+
+def test_a_conflict_names_the_field_and_changes_nothing(broker):
+    ask(broker, "POST", body=order())
+    refused = ask(broker, "POST", body=with_step(modality="MR"))
+    assert refused.status_code == 409
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert "modality" in refused.json()["detail"]
+    assert broker.rows(ScheduledStep)[0].modality == "CT"
+
+
+def test_what_is_wrong_is_told_by_its_path_and_journalled(broker):
+    refused = ask(broker, "POST", body=with_step(scheduled_start="tomorrow"))
+    assert refused.status_code == 422
+    assert refused.json()["place"] == "requested_procedures.0.steps.0.scheduled_start"
+    (row,) = broker.rows(Message)
+    assert (row.state, row.protocol, row.error_code, row.type) == ("REJECTED", "rest", "103", "POST order")
+    assert row.answer.endswith(refused.content)
+    assert {(one.kind, one.value) for one in broker.rows(MessageKey)} >= {
+        ("accession", "ACC001"),
+        ("patient", "0000012345"),
+    }
+    assert not broker.rows(ImagingOrder)
+
+
+def test_the_journal_keeps_the_request_and_its_answer(broker):
+    body = json.dumps(order(), ensure_ascii=False, indent=3).encode()
+    answer = ask(broker, "POST", body=body)
+    row = eventually(lambda: next((row for row in broker.rows(Message) if row.answer_sent), None))
+    assert row.raw == b"POST /api/v1/orders\r\n\r\n" + body
+    assert row.answer.partition(b"\r\n\r\n")[2] == answer.content
+    assert row.sender.startswith("ris-")
+    assert (row.state, row.order_pk, row.became) == ("APPLIED", 1, "NW order 1")
+    keys = {(one.kind, one.value) for one in broker.rows(MessageKey)}
+    assert keys >= {("accession", "ACC001"), ("patient", "0000012345"), ("placer", "P1"), ("study", roads.UID)}
+
+
+def test_a_repeated_key_is_told_the_same_bytes_even_when_the_order_has_moved_on(broker):
+    first = ask(broker, "POST", body=order(), Idempotency_Key="K1")
+    ask(broker, "POST", "/1/cancel", {"reason": "refused"})
+    again = ask(broker, "POST", body=order(), Idempotency_Key="K1")
+    assert (again.status_code, again.content) == (first.status_code, first.content) and first.status_code == 201
+    assert [again.headers[name] for name in ("Location", "ETag")] == [
+        first.headers[name] for name in ("Location", "ETag")
+    ]
+    assert broker.rows(ScheduledStep)[0].status == "CANCELED"
+    assert broker.rows(Message)[0].control_id == "K1"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("POST", "", order(priority="LOW")), ("POST", "/1/cancel", {}), ("PATCH", "/1", {})]
+)
+def test_a_key_used_for_another_request_is_refused(broker, method, path, body):
+    ask(broker, "POST", body=order(), Idempotency_Key="K1")
+    refused = ask(broker, method, path, body, Idempotency_Key="K1")
+    assert (refused.status_code, refused.json()["place"]) == (422, "Idempotency-Key")
+    assert broker.rows(ScheduledStep)[0].status == "SCHEDULED"
+    assert ask(broker, "POST", body=order(), Idempotency_Key="K1").status_code == 201
+
+
+def test_one_key_at_once_has_one_effect(broker):
+    with ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: ask(broker, "POST", body=order(), Idempotency_Key="K1"), range(8)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert len(broker.rows(Message)) == len(broker.rows(ImagingOrder)) == 1
+
+
+def test_the_same_key_of_another_client_is_another_key(broker):
+    ask(broker, "POST", body=order(), Idempotency_Key="K1")
+    other = ask(broker, "POST", body=order(accession_number="ACC002"), role="admin", Idempotency_Key="K1")
+    assert other.status_code == 409, "the order's numbers, not the key"
+    assert other.json()["place"] != "Idempotency-Key"
+
+
+def test_a_change_says_what_it_says_and_null_deletes(broker):
+    ask(broker, "POST", body=order())
+    body = {
+        "requested_procedures": [{"reason": None, "steps": [{"description": "造影CT", "station_ae_titles": ["CT2"]}]}]
+    }
+    answer = ask(broker, "PATCH", "/1", body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["steps"][0]["station_ae_titles"] == ["CT2"]
+    (step,), (procedure,) = broker.rows(ScheduledStep), broker.rows(RequestedProcedure)
+    assert (step.description, step.modality) == ("造影CT", "CT")
+    assert "ReasonForTheRequestedProcedure" not in procedure.attributes
+    assert procedure.attributes["RequestedProcedureComments"] == "造影剤アレルギー"
+
+
+def test_a_change_of_the_patient_is_the_patients(broker):
+    ask(broker, "POST", body=order())
+    answer = ask(broker, "PATCH", "/1", {"patient": {"id": "0000012345", "birth_date": "1970-01-02"}})
+    assert answer.status_code == 200, answer.text
+    assert broker.rows(Patient)[0].birth_date == "19700102"
+    assert ask(broker, "PATCH", "/1", {"patient": {"id": "2"}}).status_code == 422
+
+
+def test_if_match_keeps_two_from_changing_one_order(broker):
+    etag = ask(broker, "POST", body=order()).headers["ETag"]
+    change = {"requested_procedures": [{"steps": [{"station_ae_titles": ["CT2"]}]}]}
+    assert ask(broker, "PATCH", "/1", change, If_Match=etag).status_code == 200
+    stale = ask(broker, "PATCH", "/1", {"priority": "LOW"}, If_Match=etag)
+    assert (stale.status_code, stale.json()["place"]) == (412, "If-Match")
+    assert broker.rows(ImagingOrder)[0].priority == "STAT"
+
+
+def test_cancel_hold_release_arrive_and_no_show(broker):
+    ask(broker, "POST", body=order())
+
+    def after(action: str, body: object = None) -> str:
+        answer = ask(broker, "POST", f"/1/{action}", body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()["state"]
+
+    assert after("hold", {"reason": "contrast"}) == "ON_HOLD"
+    assert after("release") == "SCHEDULED"
+    assert after("arrive", {"at": clock.iso(clock.now())}) == "ARRIVED"
+    assert after("no-show") == "NO_SHOW"
+    assert after("cancel", {"reason": "not wanted"}) == "CANCELLED"
+    assert {row.actor for row in broker.rows(AuditEvent) if row.action == "step.change"} == {
+        broker.rows(Message)[0].sender
+    }
+
+
+@pytest.mark.parametrize("action", ["", "/cancel", "/arrive", "/hold"])
+def test_an_order_that_is_not_there_is_404_and_journalled(broker, action):
+    answer = ask(broker, "POST" if action else "PATCH", f"/4711{action}", {})
+    assert answer.status_code == 404
+    assert [row.state for row in broker.rows(Message)] == ["REJECTED"]
+    assert ask(broker, "GET", "/4711").status_code == 404
+
+
+def test_the_status_document_is_read_by_the_orders_key(broker):
+    placed = ask(broker, "POST", body=order())
+    found = ask(broker, "GET", "/1", role="ehr")
+    assert (found.status_code, found.json()) == (200, placed.json())
+    assert found.headers["ETag"] == placed.headers["ETag"]
+
+
+@pytest.mark.parametrize(("role", "status"), [("ehr", 403), ("qc", 403), (None, 401)])
+def test_only_who_may_places_orders(broker, role, status):
+    assert ask(broker, "POST", body=order(), role=role).status_code == status
+    assert ask(broker, "PATCH", "/1", body={}, role=role).status_code == status
+    assert not broker.rows(Message)
+
+
+NO_ORDER: list[tuple[dict[str, str], bytes, int]] = [
+    ({"Content_Type": "application/xml"}, b"<x/>", 415), ({"Idempotency_Key": "x" * 256}, b"{}", 422),
+    ({}, b"\xff", 400), ({}, b"", 400), ({}, b"[]", 422), ({}, b"[" * 100_000, 400), ({}, b'{"a": "\\u0000"}', 422),
+    ({}, b" " * (1024 * 1024 + 1), 413),
+]  # fmt: skip
+
+
+def test_what_is_no_order_is_refused_in_time(broker):
+    for headers, body, status in NO_ORDER:
+        answer = ask(broker, "POST", body=body, **headers)
+        assert answer.status_code == status, answer.text
+        assert answer.headers["content-type"] == "application/problem+json"
+    assert not broker.rows(ImagingOrder)
+
+
+def test_a_refused_request_can_be_looked_at_again(broker):
+    ask(broker, "POST", "/1/cancel", {}, Idempotency_Key="K1")
+    ask(broker, "POST", body=order())
+    (refused, _) = broker.rows(Message)
+    answer = inbox.take(*rest_road.again(refused, broker.settings), again=True)
+    assert answer.raw.startswith(b"HTTP/1.1 200 OK")
+    assert broker.rows(ScheduledStep)[0].status == "CANCELED"
+    assert [row.state for row in broker.rows(Message)] == ["APPLIED", "APPLIED"]
+
+
+def test_missing_identifiers_are_made(broker):
+    body = order(accession_number=None)
+    procedure = body["requested_procedures"][0]
+    procedure |= {"id": None, "study_instance_uid": None}
+    procedure["steps"][0]["sps_id"] = None
+    made = ask(broker, "POST", body=copy.deepcopy(body))
+    assert made.status_code == 201, made.text
+    document = made.json()
+    assert document["accession_number"] and document["steps"][0]["sps_id"] and document["study_instance_uids"]
