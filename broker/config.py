@@ -28,6 +28,9 @@ class Section(BaseModel):
 
 
 class Site(Section):
+    """missing_*: what becomes of an order without that identifier; empty: `reject` over HL7 where its profile requires
+    it, else `generate` (the Study Instance UID: `derive`)."""
+
     name: str = "ris-broker"
     timezone: str = "Asia/Tokyo"
     language: Literal["ja", "en"] = "ja"
@@ -37,6 +40,10 @@ class Site(Section):
     phonetic_form: Literal["katakana", "hiragana"] = "katakana"
     romanisation: Literal["TARO", "TAROU"] = "TARO"
     patient_id_pad_to: int = 0  # digits: a shorter numeric Patient ID is padded with zeros on the left; 0 is off
+    missing_accession_number: Literal["", "reject", "generate", "derive"] = ""
+    missing_requested_procedure_id: Literal["", "reject", "generate", "derive"] = ""
+    missing_sps_id: Literal["", "reject", "generate", "derive"] = ""
+    missing_study_instance_uid: Literal["", "reject", "generate", "derive"] = ""
 
     @field_validator("timezone")
     @classmethod
@@ -66,8 +73,14 @@ class Dicom(Section):
 class Hl7(Section):
     host: str = "127.0.0.1"
     port: int = 2575
+    tls_port: int | None = None  # None: no TLS; 2576 by custom. A client certificate is required there
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None  # who signs the certificates of senders
     unknown_sender: Literal["", "accept", "reject"] = ""  # empty: accept on loopback, else reject
     character_set: str = "ISO-2022-JP"
+    on_trouble: Literal["close", "AE"] = "close"  # what a sender gets whose message cannot be taken now
+    link_patients: bool = False  # take A24 and A37 for what they say of each patient; they join and part nobody
 
 
 class Mpps(Section):
@@ -78,6 +91,26 @@ class Mpps(Section):
 class Http(Section):
     host: str = "127.0.0.1"
     port: int = 8080
+
+
+class Fhir(Section):
+    """systems: `NAME=URI` each, the name by which HL7 and DICOM know an issuer or a coding scheme."""
+
+    systems: Annotated[list[str], NoDecode] = []  # in the environment: separated by commas
+
+    @field_validator("systems", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("systems")
+    @classmethod
+    def _named(cls, value: list[str]) -> list[str]:
+        for one in value:
+            name, _, uri = (part.strip() for part in one.partition("="))
+            if not name or ":" not in uri:
+                raise ValueError("each is NAME=URI, such as HOSP=urn:oid:1.2.392.100495.20.3.51.11310000000")
+        return value
 
 
 class Reconcile(Section):
@@ -127,7 +160,15 @@ class Limits(Section):
     mllp_components_max: int = 100
     mllp_idle_seconds_max: float = 24 * 3600
     mllp_frame_seconds_max: float = 30
+    mllp_tls_seconds_max: float = 5  # for the handshake
+    mllp_parse_seconds_max: float = 1  # of processor time, to read one message
+    mllp_escapes_max: int = 100_000  # escape sequences of HL7 and of ISO 2022 in one message
+    mllp_orders_max: int = 500  # ORC, OBR, IPC, PID, RGS: each kind, in one message
+    mllp_batch_messages_max: int = 1_000  # in one frame
+    report_document_bytes_max: int = 10 * 1024**2
     http_body_bytes_max: int = 1024 * 1024
+    fhir_body_bytes_max: int = 16 * 1024**2
+    fhir_entries_max: int = 500  # of a transaction
     http_header_bytes_max: int = 16 * 1024
     http_header_seconds_max: float = 10
     http_body_seconds_max: float = 30
@@ -139,6 +180,17 @@ class Limits(Section):
     http_waiters_max: int = 5_000
     http_wait_seconds_max: float = 30
     list_items_max: int = 500
+    journal_rows_max: int = 2_000  # looked at for one page of a search that no index answers alone
+    journal_segments_max: int = 1_000  # shown of one message
+    intake_file_bytes_max: int = 64 * 1024**2
+    intake_file_rows_max: int = 20_000  # messages, or rows of CSV, in one file
+    intake_quiet_seconds: float = 2  # a file is complete that nobody has touched for so long
+    intake_pass_seconds_max: float = 10  # one pass over the folders, or over the systems that are asked
+    poll_body_bytes_max: int = 16 * 1024**2
+    poll_items_max: int = 1_000  # in one answer
+    poll_seconds_max: float = 10  # one question and its answer
+    poll_retry_seconds_max: float = 900  # between two questions to a system that fails
+    poll_retry_after_seconds_max: float = 3600  # where it says itself when to come again
     staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
     staging_free_soft_percent: float = 15
     staging_probe_seconds: float = 10  # a volume that failed is tried again no more often
@@ -174,6 +226,7 @@ class Settings(BaseSettings):
     dicom: Dicom = Dicom()
     hl7: Hl7 = Hl7()
     http: Http = Http()
+    fhir: Fhir = Fhir()
     mpps: Mpps = Mpps()
     reconcile: Reconcile = Reconcile()
     limits: Limits = Limits()

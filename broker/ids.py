@@ -1,5 +1,6 @@
 """Every identifier that we make."""
 
+import base64
 import hashlib
 import re
 import secrets
@@ -45,6 +46,12 @@ def control_id() -> str:
 def secret() -> str:
     """A bearer token, shown once; only its hash is kept."""
     return secrets.token_urlsafe(32)
+
+
+def derived_id(prefix: str, *parts: str) -> str:
+    """As `short_id`, the same for the same parts: 75 bits of their hash."""
+    digest = hashlib.sha256("\x1f".join(parts).encode()).digest()
+    return f"{prefix}{base64.b32encode(digest).decode()}"[:16]
 
 
 def short_id(prefix: str) -> str:

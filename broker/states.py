@@ -26,7 +26,8 @@ STEP = _table(
     ("STARTED", "discontinue", "DISCONTINUED"),
     ("COMPLETED", "discontinue", "="),  # an abandoned append does not undo the exam
     ("STARTED|DISCONTINUED|COMPLETED", "wrong_entry", "SCHEDULED"),  # MPPS discontinued with (110514, DCM)
-    ("SCHEDULED|ARRIVED|READY|ON_HOLD", "cancel", "CANCELED"),
+    # EXPIRED, NO_SHOW: the patient did not come, and now it is said that the exam is not wanted any more.
+    ("SCHEDULED|ARRIVED|READY|ON_HOLD|EXPIRED|NO_SHOW", "cancel", "CANCELED"),
     ("SCHEDULED|ARRIVED|READY", "no_show", "NO_SHOW"),
     ("SCHEDULED|ARRIVED|READY", "expire", "EXPIRED"),
     ("SCHEDULED|ARRIVED|READY", "hold", "ON_HOLD"),
@@ -73,7 +74,8 @@ CASE = _table(
 MESSAGE = _table(
     ("RECEIVED", "apply", "APPLIED"),
     ("RECEIVED", "reject", "REJECTED"),
-    ("REJECTED", "replay", "RECEIVED"),  # the same bytes again, where not they were at fault but we
+    ("REJECTED|DISMISSED", "replay", "RECEIVED"),  # the same bytes again, where not they were at fault but we
+    ("REJECTED", "dismiss", "DISMISSED"),  # a person says that nothing more is needed
 )
 OUTBOX = _table(
     ("DUE", "claim", "LEASED"),

@@ -118,11 +118,16 @@ class OrderCommand:
 @dataclass(frozen=True)
 class Outcome:
     """What an order command came to. reply: ORC-1 of an order response (table 0119): OK, UC (too late to cancel), NA
-    (numbers assigned), SC (status), RQ (replaced as requested). status: ORC-5 of it."""
+    (numbers assigned), SC (status), RQ (replaced as requested). status: ORC-5 of it. placer_*, filler_*: what was
+    assigned here because the sender stated none."""
 
     order_pk: int
     reply: str = "OK"
     status: str = ""
+    placer_number: str = ""
+    placer_issuer: str = ""
+    filler_number: str = ""
+    filler_issuer: str = ""
 
 
 @dataclass(frozen=True)

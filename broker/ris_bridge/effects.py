@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from sqlmodel import Session
 
-from broker.config import Site
-from broker.mwl import orders, patients
-from broker.mwl.commands import Command, OrderCommand, Outcome, PatientCommand
+from broker.config import Limits, Site
+from broker.mwl import orders, patients, reports, visits
+from broker.mwl.commands import Command, OrderCommand, Outcome, PatientCommand, ReportCommand, VisitCommand
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,7 @@ class Cause:
     now: dt.datetime
     actor: str
     site: Site
+    limits: Limits
     message_pk: int
 
 
@@ -33,10 +34,10 @@ def carry_out(session: Session, command: Command, cause: Cause) -> Done:
 
 
 def _order(session: Session, command: OrderCommand, cause: Cause) -> Done:
-    order = orders.apply(
+    outcome = orders.carry_out(
         session, command, now=cause.now, actor=cause.actor, site=cause.site, message_pk=cause.message_pk
     )
-    return Done(f"{command.control} order {order.key}", order.key)
+    return Done(f"{command.control} order {outcome.order_pk}", outcome.order_pk, outcome)
 
 
 def _patient(session: Session, command: PatientCommand, cause: Cause) -> Done:
@@ -44,4 +45,18 @@ def _patient(session: Session, command: PatientCommand, cause: Cause) -> Done:
     return Done(f"{command.event} patient {patient.key}")
 
 
-EFFECTS: dict[type, Callable[..., Done]] = {OrderCommand: _order, PatientCommand: _patient}
+def _visit(session: Session, command: VisitCommand, cause: Cause) -> Done:
+    reached, words = visits.apply(session, command, now=cause.now, actor=cause.actor, site=cause.site)
+    return Done(words, reached[0] if reached else None)
+
+
+def _report(session: Session, command: ReportCommand, cause: Cause) -> Done:
+    report = reports.apply(
+        session, command, now=cause.now, actor=cause.actor, message_pk=cause.message_pk, limits=cause.limits
+    )
+    return Done(f"{command.status} report {report.key} on order {report.order_pk}", report.order_pk)
+
+
+EFFECTS: dict[type, Callable[..., Done]] = {
+    OrderCommand: _order, PatientCommand: _patient, VisitCommand: _visit, ReportCommand: _report,
+}  # fmt: skip

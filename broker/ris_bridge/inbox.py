@@ -164,7 +164,7 @@ def _apply(
     if row.state != "RECEIVED":
         return _stored(row)
     notes = read.notes + (("control id reused",) if _refuse_reuse(session, received) else ())
-    cause = effects.Cause(clock.now(), read.actor, received.settings.site, row.key)
+    cause = effects.Cause(clock.now(), read.actor, received.settings.site, received.settings.limits, row.key)
     done = [effects.carry_out(session, command, cause) for command in commands]
     row.became = "; ".join((*dict.fromkeys(one.words for one in done), *notes))
     row.order_pk = next((one.order_pk for one in reversed(done) if one.order_pk), None)

@@ -30,8 +30,8 @@ STEP_COUNTS = {
     "COMPLETED": {"start", "complete", "discontinue", "wrong_entry"},
     "DISCONTINUED": {"start", "wrong_entry"},
     "CANCELED": {"reinstate"},
-    "EXPIRED": {"start", "reinstate"},
-    "NO_SHOW": {"start", "reinstate"},
+    "EXPIRED": {"start", "reinstate", "cancel"},
+    "NO_SHOW": {"start", "reinstate", "cancel"},
     "ON_HOLD": {"release", "cancel"},
 }
 

@@ -1,0 +1,254 @@
+"""Which order, procedure and step a message means: by all the numbers that it states, each with its issuer."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from sqlmodel import Session, select
+
+from broker import db
+from broker.errors import DuplicateKey, UnknownKey
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.mwl import identity, steps
+from broker.mwl.commands import OrderCommand, PersonCommand, ProcedureCommand, StepCommand
+from broker.mwl.said import Part
+
+NUMBERS = (("placer_number", "placer_issuer"), ("filler_number", "filler_issuer"))
+STEP_NUMBERS = (*NUMBERS, ("appointment_number", "appointment_issuer"))  # of a step; a procedure has no appointment
+TABLES = (RequestedProcedure, ScheduledStep)
+P = TypeVar("P", RequestedProcedure, ScheduledStep)
+W = TypeVar("W", ProcedureCommand, StepCommand)
+
+
+# The order
+
+
+def find(session: Session, command: OrderCommand, *, besides: int | None = None) -> int | None:
+    """The order that all stated numbers name: placer, filler and accession number, appointment, Study UID last.
+
+    A number that no order has says nothing (a filler number may be new), but the accession number of the order found
+    must be the stated one. A number that several have (a placer number whose request was split) needs another beside
+    it. Raises DuplicateKey where they name different orders, or more than one. besides: an order that is not meant."""
+    named = [orders for all_ in _named_orders(session, command) if (orders := all_ - {besides})]
+    if not named:
+        return None
+    found = set.intersection(*named)
+    if len(found) != 1:
+        several = "more than one order" if found else "different orders"
+        raise DuplicateKey(command.place or "order", f"its numbers name {several} here; state the accession number")
+    (order_pk,) = found
+    order = session.get_one(ImagingOrder, order_pk)
+    stated = (command.accession_number, command.accession_issuer)
+    if command.accession_number and stated != (order.accession_number, order.accession_issuer):
+        raise DuplicateKey(command.place or "order", "its numbers belong to an order with another accession number")
+    return order_pk
+
+
+def known(session: Session, command: OrderCommand, *, besides: int | None = None) -> ImagingOrder:
+    """Locked. Raises UnknownKey for an order never heard of, DuplicateKey where the message is about somebody else."""
+    order_pk = find(session, command, besides=besides)
+    if order_pk is None:
+        raise UnknownKey(command.place or "order", "no order has this placer, filler or accession number")
+    order = locked(session, order_pk)
+    if command.patient is not None:
+        check_patient(session, order, command.patient)
+    return order
+
+
+def placed(session: Session, command: OrderCommand) -> ImagingOrder | None:
+    """The order that a new one is already, locked: by its accession number; where it has none, by the placer and filler
+    number of a procedure or step, of which none may be another."""
+    if command.accession_number:
+        order_pk = pk_by_accession(session, command.accession_number, command.accession_issuer)
+    else:
+        order_pk = find(session, command)
+        if order_pk is not None and not _has_a_group(session, order_pk, command):
+            return None
+    return locked(session, order_pk) if order_pk else None
+
+
+def check_patient(session: Session, order: ImagingOrder, person: PersonCommand) -> None:
+    leading = person.identifiers[0]
+    whose = identity.find(session, leading.value, leading.issuer)
+    if whose is None or whose.pk != order.patient_pk:
+        raise DuplicateKey("patient.id", "the order is another patient's")
+
+
+def locked(session: Session, order_pk: int) -> ImagingOrder:
+    """Patient before order (architecture.md 7)."""
+    patient_pk = session.exec(select(ImagingOrder.patient_pk).where(ImagingOrder.pk == order_pk)).one()
+    db.lock(session, type(identity.survivor(session, patient_pk)), patient_pk)
+    return db.lock(session, ImagingOrder, order_pk)
+
+
+def pk_by_accession(session: Session, number: str, issuer: str) -> int | None:
+    return session.exec(
+        select(ImagingOrder.pk).where(ImagingOrder.accession_number == number, ImagingOrder.accession_issuer == issuer)
+    ).first()
+
+
+def _named_orders(session: Session, command: OrderCommand) -> Iterator[set[int | None]]:
+    """For each stated number the orders that have it."""
+    if command.accession_number:
+        yield {pk_by_accession(session, command.accession_number, command.accession_issuer)} - {None}
+    stated = [one for wanted in command.procedures for one in (wanted, *wanted.steps)]
+    for number, issuer in STEP_NUMBERS:
+        values = ((getattr(one, number, ""), getattr(one, issuer, "")) for one in stated)
+        for value, owner in dict.fromkeys(pair for pair in values if pair[0]):
+            yield set(_orders_with(session, number, value, issuer, owner))
+    for uid in filter(None, (wanted.study_instance_uid for wanted in command.procedures)):
+        query = select(RequestedProcedure.order_pk).where(RequestedProcedure.study_instance_uid == uid)
+        yield set(session.exec(query).all())
+
+
+def _orders_with(session: Session, number: str, value: str, issuer: str, owner: str) -> Iterator[int]:
+    for table in TABLES:
+        if hasattr(table, number):
+            yield from session.exec(
+                select(table.order_pk).where(getattr(table, number) == value, getattr(table, issuer) == owner)
+            )
+
+
+def _has_a_group(session: Session, order_pk: int, command: OrderCommand) -> bool:
+    rows = (*steps.procedures_of(session, order_pk), *steps.of(session, order_pk))
+    wanted = [one for procedure in command.procedures for one in (procedure, *procedure.steps)]
+    return any(has_numbers(row, one) for row in rows for one in wanted)
+
+
+# Its parts
+
+
+def procedures(
+    session: Session, order: ImagingOrder, wanted: Sequence[ProcedureCommand], what: str
+) -> list[RequestedProcedure | None]:
+    """The row of each, None for one that is new: by Requested Procedure ID, else Study UID, else placer and filler
+    number, its own or its steps'.
+
+    Raises DuplicateKey where it is known with another Study UID: its pictures may be on their way already."""
+    rows = steps.procedures_of(session, order.key)
+    names = ("requested_procedure_id", "study_instance_uid")
+    is_searched = rows and not all(any(getattr(one, name) for name in names) for one in wanted)
+    all_steps = steps.of(session, order.key) if is_searched else ()
+
+    def fits(row: RequestedProcedure, one: ProcedureCommand) -> bool:
+        own = [step for step in all_steps if step.requested_procedure_pk == row.key]
+        by_steps = not _stated(one) and any(has_numbers(step, each) for step in own for each in one.steps)
+        return by_steps or has_numbers(row, one)
+
+    found = _pair(rows, wanted, names, fits, what)
+    for row, one in zip(found, wanted, strict=True):
+        if row is not None and one.study_instance_uid not in ("", row.study_instance_uid):
+            raise DuplicateKey(
+                f"procedure {row.requested_procedure_id}", "has another Study Instance UID, which cannot be changed"
+            )
+    return found
+
+
+def steps_of(
+    session: Session, procedure: RequestedProcedure, wanted: Sequence[StepCommand]
+) -> list[ScheduledStep | None]:
+    """The row of each, None for one that is new: by SPS ID, else the numbers of its order group or appointment."""
+    rows = steps.of(session, procedure.order_pk, procedure.key)
+    return _pair(rows, wanted, ("sps_id",), has_numbers, f"procedure {procedure.requested_procedure_id}")
+
+
+def _pair(
+    rows: Sequence[P], wanted: Sequence[W], names: Sequence[str], fits: Callable[[P, W], bool], what: str
+) -> list[P | None]:
+    """The row of each: by the first of `names` that it states. Those that state none: by their numbers, or any where
+    they state no number that is known; as many as there are such rows, in their order."""
+
+    def numbers(one: W) -> list[Any] | None:
+        return None if any(getattr(one, name) for name in names) else _values(one)
+
+    paired: list[P | None] = []
+    for place, one in enumerate(wanted):
+        if numbers(one) is None:
+            name = next(name for name in names if getattr(one, name))
+            paired.append(next((row for row in rows if getattr(row, name) == getattr(one, name)), None))
+            continue
+        fitting = [row for row in rows if fits(row, one)] or [row for row in rows if _is_open(row, one)]
+        alike = [numbers(other) == numbers(one) for other in wanted]
+        if fitting and len(fitting) != sum(alike):
+            raise DuplicateKey(what, f"has {len(fitting)} such parts, {sum(alike)} are named; state their IDs")
+        paired.append(fitting[sum(alike[:place])] if fitting else None)
+    return paired
+
+
+def targets(session: Session, order: ImagingOrder, command: OrderCommand) -> list[Part]:
+    """The parts of the order that the command names: a step, all of a procedure named without steps, all of the order
+    where it names no procedure.
+
+    Raises UnknownKey where it names one that the order does not have: a cancel never reaches further than it says."""
+    rows, all_steps = steps.procedures_of(session, order.key), steps.of(session, order.key)
+    chosen: list[Part] = []
+    for wanted in command.procedures:
+        own = _named_procedures(rows, wanted)
+        pks = {row.pk for row in (rows if own is None else own)}
+        under = [step for step in all_steps if step.requested_procedure_pk in pks]
+        named = [[step for step in under if _is_step(step, one)] for one in wanted.steps if _names_a_step(one)]
+        if not pks or not all(named):
+            raise UnknownKey(command.place or "order", "the order has no such requested procedure or scheduled step")
+        chosen += [step for found in named for step in found] or ([order] if own is None else own)
+    return chosen if command.procedures else [order]
+
+
+def _named_procedures(
+    rows: Sequence[RequestedProcedure], wanted: ProcedureCommand
+) -> Sequence[RequestedProcedure] | None:
+    """By ID or Study UID; else by its numbers. None: it names none."""
+    for name in ("requested_procedure_id", "study_instance_uid"):
+        if value := getattr(wanted, name):
+            return [row for row in rows if getattr(row, name) == value]
+    return [row for row in rows if has_numbers(row, wanted)] or None
+
+
+def _is_step(step: ScheduledStep, wanted: StepCommand) -> bool:
+    return step.sps_id == wanted.sps_id if wanted.sps_id else has_numbers(step, wanted)
+
+
+def _names_a_step(wanted: StepCommand) -> bool:
+    return bool(wanted.sps_id or _stated(wanted))
+
+
+def has_numbers(row: Any, wanted: Any) -> bool:
+    """At least one of the numbers stated, and none of them otherwise."""
+    both = [(number, issuer) for number, issuer in _stated(wanted) if getattr(row, number, "")]
+    return bool(both) and all(
+        (getattr(row, number), getattr(row, issuer)) == (getattr(wanted, number), getattr(wanted, issuer))
+        for number, issuer in both
+    )
+
+
+def add_numbers(row: Part, wanted: Any) -> list[str]:
+    """A filler number often comes with the first change. One that is there stays: others find the order by it."""
+    added = []
+    for number, issuer in _stated(wanted):
+        if getattr(row, number, None) == "":
+            setattr(row, number, getattr(wanted, number))
+            setattr(row, issuer, getattr(wanted, issuer))
+            added.append(number)
+    return added
+
+
+def contradicts(row: Any, wanted: Any) -> bool:
+    """Another number of a kind that it has already."""
+    return any(
+        getattr(row, number, "")
+        and (getattr(row, number), getattr(row, issuer)) != (getattr(wanted, number), getattr(wanted, issuer))
+        for number, issuer in _stated(wanted)
+    )
+
+
+def _stated(wanted: Any) -> list[tuple[str, str]]:
+    """Which of the numbers it has."""
+    return [pair for pair in STEP_NUMBERS if getattr(wanted, pair[0], "")]
+
+
+def _is_open(row: Any, wanted: Any) -> bool:
+    """None of the numbers that it states is known of the row, and none contradicts: they say nothing."""
+    return all(not getattr(row, number, "") for number, _ in _stated(wanted))
+
+
+def _values(wanted: Any) -> list[Any]:
+    own = [getattr(wanted, name) for pair in _stated(wanted) for name in pair]
+    return [own, *(_values(step) for step in getattr(wanted, "steps", ()))]

@@ -1,0 +1,160 @@
+"""Steps: the one place where they move, and what order controls do to them.
+
+An order control is said of an order, a requested procedure or a step, and reaches the steps below: also one that is
+first heard of later, by a message that was made before (mwl/said.py). A step that has begun or ended is never stopped
+by one, and none brings an ended step back."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sqlmodel import Session, col, select
+
+from broker import audit, casebook, outbox
+from broker.config import Site
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.performed import PerformedStepLink
+from broker.mwl import said
+from broker.states import STEP, advance, can
+
+BEGUN = ("STARTED", "COMPLETED", "DISCONTINUED")
+HAVE_ENDED = ("COMPLETED", "DISCONTINUED", "CANCELED", "EXPIRED", "NO_SHOW")
+# What is said -> the events that lead there, as far as the table has them from where the step is.
+PATHS = {
+    "arrive": ("arrive",),
+    "unarrive": ("unarrive",),
+    "hold": ("hold",),
+    "release": ("release",),
+    "cancel": ("cancel",),
+    "no_show": ("no_show",),
+    "complete": ("release", "start", "complete"),  # no MPPS told of it, so the RIS does
+}
+ENDS = ("cancel", "no_show", "complete")  # reach only the steps that were there when it was said
+NEVER_COMPLETED = ("CANCELED", "DISCONTINUED")
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Who does it, when, under which site rules, from which journalled message."""
+
+    now: dt.datetime
+    actor: str
+    site: Site
+    message_pk: int | None = None
+
+
+@dataclass
+class Effect:
+    """Numbers of steps. late: had begun before they could be cancelled. contradicted: are cancelled or discontinued,
+    and now said to be completed. older: something newer was said before."""
+
+    late: int = 0
+    contradicted: int = 0
+    older: bool = False
+
+
+def move_step(session: Session, step: ScheduledStep, event: str, *, now: dt.datetime, actor: str, cause: str) -> None:
+    """The one place where a step's status changes. Raises WrongState where the table has no such arrow."""
+    before = step.status
+    step.status = advance(STEP, step.status, event)
+    if step.status != before:
+        step.status_at = now
+        session.add(step)
+        audit.record(
+            session, "step.change", f"step:{step.key}", actor=actor, now=now, event=event, cause=cause, before=before,
+            after=step.status,
+        )  # fmt: skip
+    outbox.touch(session, step.order_pk)
+
+
+def of(session: Session, order_pk: int, procedure_pk: int | None = None) -> Sequence[ScheduledStep]:
+    """All steps of an order, or of one of its procedures, locked."""
+    query = select(ScheduledStep).where(ScheduledStep.order_pk == order_pk).order_by(col(ScheduledStep.pk))
+    if procedure_pk is not None:
+        query = query.where(ScheduledStep.requested_procedure_pk == procedure_pk)
+    return session.exec(query.with_for_update()).all()
+
+
+def procedures_of(session: Session, order_pk: int) -> Sequence[RequestedProcedure]:
+    query = select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk)
+    return session.exec(query.order_by(col(RequestedProcedure.pk))).all()
+
+
+def happen(
+    session: Session, order: ImagingOrder, targets: Sequence[said.Part], control: str, at: str, why: str, cause: Cause
+) -> Effect:
+    """A control is said, at that time, of the order or some of its parts."""
+    heard = [row for row in targets if said.word(row, control, at)]
+    session.add_all(heard)
+    effect = Effect(older=len(heard) < len(targets))
+    procedures = {row.key: row for row in procedures_of(session, order.key)}
+    for step in of(session, order.key):
+        above = (order, procedures[step.requested_procedure_pk], step)
+        if not any(row is one for row in above for one in heard):
+            continue
+        opposite = said.OPPOSITE.get(control)
+        if opposite and said.newest(above, opposite) > at:
+            continue
+        if control in ENDS and at < step.said.get(said.BORN, ""):
+            continue
+        effect.late += control == "cancel" and step.status in BEGUN
+        effect.contradicted += control == "complete" and step.status in NEVER_COMPLETED
+        _reach(session, step, above, control, at, why, cause)
+    return effect
+
+
+def inherit(session: Session, above: tuple[ImagingOrder, RequestedProcedure, ScheduledStep], cause: Cause) -> None:
+    """What was said of the order and the procedure before this step was heard of, or after it was first named."""
+    step, born = above[2], above[2].said[said.BORN]
+    for control in ("arrive", "hold"):
+        if said.holds(above, control):
+            _reach(session, step, above, control, said.newest(above, control), control, cause)
+    ends = [(row.said[end], end) for row in above[:2] for end in ENDS if row.said.get(end, "") >= born]
+    for at, end in sorted(ends):
+        _reach(session, step, above, end, at, end, cause)
+
+
+def _reach(
+    session: Session, step: ScheduledStep, above: Sequence[said.Part], control: str, at: str, why: str, cause: Cause
+) -> None:
+    if control == "complete" and not _may_complete(session, step):
+        return
+    before = step.status
+    path = PATHS[control]
+    if control == "release" and said.holds(above, "arrive"):
+        path = ("release", "arrive")  # who had come before the hold is still here
+    for event in path:
+        if can(STEP, step.status, event):
+            move_step(session, step, event, now=cause.now, actor=cause.actor, cause=why)
+    if control in ENDS and step.status != before:
+        step.said = step.said | {said.ENDED: max(at, step.said.get(said.ENDED, ""))}
+        session.add(step)
+
+
+def _may_complete(session: Session, step: ScheduledStep) -> bool:
+    """What a device reports about itself (MPPS) ends when the device says so."""
+    linked = select(PerformedStepLink.pk).where(PerformedStepLink.step_pk == step.pk, col(PerformedStepLink.propagated))
+    return step.status not in NEVER_COMPLETED and (
+        step.status != "STARTED" or session.exec(linked.limit(1)).first() is None
+    )
+
+
+def status_code(found: Sequence[ScheduledStep]) -> str:
+    """ORC-5 (table 0038) of an order with these steps."""
+    statuses = {step.status for step in found}
+    if statuses and statuses <= set(HAVE_ENDED):
+        return next((code for status, code in ENDED_CODES.items() if status in statuses), "CA")
+    if statuses & {"STARTED", "COMPLETED", "DISCONTINUED"}:
+        return "IP"
+    return "HD" if "ON_HOLD" in statuses else "SC"
+
+
+ENDED_CODES: Mapping[str, str] = {"COMPLETED": "CM", "DISCONTINUED": "DC"}
+
+
+def ask(session: Session, order: ImagingOrder, kind: str, reason: str, cause: Cause) -> None:
+    """What is begun, finished or cancelled is not changed by a message; a person is asked (conformance.md 5.3)."""
+    casebook.open_case(
+        session, kind, f"order:{order.key}", level="amber", order_pk=order.key, now=cause.now, actor=cause.actor,
+        reasons=[f"{reason}; nothing was changed there"],
+    )  # fmt: skip
