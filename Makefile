@@ -7,7 +7,7 @@ KILLS ?= 40
 CASES ?= 3000
 PYTEST := $(BIN)/pytest
 
-.PHONY: help demo test lint unit wire hostile crash safety peers clean
+.PHONY: help demo test lint unit wire hostile crash safety bench peers clean
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -28,11 +28,12 @@ lint: $(VENV)/ready  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-peers:  ## the foreign DICOM client of the tests (DCMTK)
-	@command -v findscu >/dev/null 2>&1 && command -v dcmsend >/dev/null 2>&1 || { \
+peers:  ## foreign tools of the tests: DCMTK, OpenSSL
+	@for tool in findscu dcmsend openssl; do command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk >/dev/null; \
-	  else echo "the tests need DCMTK: apt-get install dcmtk" >&2; exit 1; fi; }
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk openssl >/dev/null; \
+	  else echo "the tests need$$missing: apt-get install dcmtk openssl" >&2; exit 1; fi; fi
 
 unit: $(VENV)/ready  ## rules, tables, services on both databases, docs
 	$(PYTEST) tests/test_architecture.py tests/unit tests/service tests/docs
@@ -48,6 +49,9 @@ crash: $(VENV)/ready  ## kill -9 at every durable effect, then KILLS=40 times in
 
 safety: $(VENV)/ready  ## CASES=3000 invented studies: none is filed by a rule under a patient or order that it disagrees with
 	$(PYTEST) tests/safety --cases $(CASES)
+
+bench: $(VENV)/ready  ## figures beside other HL7 servers, ARGS=--help; never part of the tests
+	$(BIN)/python bench/hl7.py $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -134,6 +134,9 @@ class Broker:
 
         self._stops.append(stop)
         self.ports["hl7"] = server.port
+        if self.settings.hl7.tls_port is not None:
+            self.ports["hl7_tls"] = server.tls_port
+        self._alive["hl7"] = lambda: server.is_accepting
 
     def _start_web(self) -> None:
         http = self.settings.http
@@ -206,6 +209,7 @@ def ready_lines(settings: Settings, ports: dict[str, int]) -> list[str]:
             "BROKER_DICOM__HOST",
         ),
         "hl7": (settings.hl7.host, "HL7 v2 over MLLP", "HL7", "no RIS", "BROKER_HL7__HOST"),
+        "hl7_tls": (settings.hl7.host, "HL7 v2 over MLLP with TLS", "HL7 with TLS", "no RIS", "BROKER_HL7__HOST"),
         "http": (settings.http.host, "REST and console", "HTTP", "no other computer", "BROKER_HTTP__HOST"),
     }
     lines = []

@@ -1,4 +1,4 @@
-"""The site as text: what a [[node]], [[sender]] and [[token]] may say, and how a file of them is read and written.
+"""The site as text: what its tables ([[node]], [[sender]], …) may say, and how a file of them is read and written.
 
 Pure: nothing here knows the database. Source: contract.md 4, site file."""
 
@@ -8,12 +8,14 @@ import re
 import tomllib
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker import ids
 from broker.dicom import charset
 from broker.errors import ConfigError
+from broker.ris_bridge.mapping.lines import line_of, problem
 
 Role = Literal["ris", "ehr", "qc", "admin"]
 ROLES: tuple[str, ...] = get_args(Role)
@@ -36,6 +38,23 @@ def _host(value: str) -> str:
         return value
 
 
+def _url(value: str) -> str:
+    """Empty, or http(s) without a user, a password or a fragment."""
+    parts = urlsplit(value)
+    if value and (
+        parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc or parts.fragment
+        or not re.fullmatch(r"[!-~]{1,2000}", value)
+    ):  # fmt: skip
+        raise ValueError("must be http://… or https://…, without a password: that is what secret_file is for")
+    return value
+
+
+def _file_path(value: str) -> str:
+    if value and (not value.startswith("/") or ".." in value.split("/") or re.search(r"[\x00-\x1f\x7f]", value)):
+        raise ValueError("must be a whole path that begins with /")
+    return value
+
+
 def _character_set(value: str) -> str:
     """Sets that the broker can write, each a defined term of (0008,0005) (PS3.3 C.12.1.1.2)."""
     if value not in POLICIES and not charset.supported(charset.terms(value)):
@@ -56,6 +75,7 @@ def _like(pattern: str, sentence: str) -> AfterValidator:
 
 
 Host = Annotated[str, AfterValidator(_host)]
+FilePath = Annotated[str, Field(max_length=1024), AfterValidator(_file_path)]
 Printable = _like(r"[^\x00-\x1f\x7f]*", "must not hold control characters")
 Text = Annotated[str, Field(max_length=64), Printable]
 Name = Annotated[str, Field(min_length=1, max_length=64), Printable]
@@ -74,6 +94,8 @@ MessageType = Annotated[
     str,
     _like(r"[A-Z]{3}(\^[A-Z0-9]{3})?", "must be a message type, such as ORM, or one with its event, such as ADT^A08"),
 ]
+# A common name or DNS name. The bar stands between several where they are kept.
+CertificateName = Annotated[str, Field(max_length=253), _like(r"[^\x00-\x1f\x7f|]*", "must be one name, without |")]
 Msh18 = Annotated[
     str,
     _like(r"[A-Z0-9 /_~-]{0,64}", "must be as MSH-18 has it, such as ISO-2022-JP, UNICODE UTF-8 or ~ISO IR87"),
@@ -128,6 +150,33 @@ class SenderEntry(Entry):
     address: Host = ""
     messages: list[MessageType] = []
     character_set: Msh18 = ""
+    tls_subject: CertificateName = ""
+    mapping: Text = ""
+    on_trouble: Literal["", "close", "AE"] = ""
+    order_responses: bool = False
+
+
+class IntakeEntry(Entry):
+    """The fields mean what they mean in model.site.Intake."""
+
+    word = "intake"
+    name: Name
+    kind: Literal["folder", "poll"]
+    path: FilePath = ""
+    url: Annotated[str, AfterValidator(_url)] = ""
+    secret_file: FilePath = ""
+    format: Literal["hl7", "csv", "json"] = "hl7"
+    mapping: Text = ""
+    character_set: Msh18 = ""
+    every_seconds: float = Field(default=10, ge=1, le=86_400)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "IntakeEntry":
+        if self.kind == "folder" and (not self.path or self.url or self.secret_file or self.format == "json"):
+            raise ValueError("of a folder needs a path, format hl7 or csv, and neither url nor secret_file")
+        if self.kind == "poll" and (not self.url or self.path):
+            raise ValueError("of kind poll needs a url and no path")
+        return self
 
 
 class TokenEntry(Entry):
@@ -146,21 +195,20 @@ class TokenEntry(Entry):
         return self
 
 
-KINDS: tuple[type[Entry], ...] = (NodeEntry, SenderEntry, TokenEntry)
+class MappingEntry(Entry):
+    """A mapping profile as its author wrote it; what stands in it is looked at where the others are known."""
+
+    word = "mapping"
+    name: Name
+    text: str = Field(min_length=1)
+
+
+KINDS: tuple[type[Entry], ...] = (NodeEntry, SenderEntry, IntakeEntry, TokenEntry)
 
 
 @dataclass(frozen=True)
 class SiteFile:
     entries: list[Entry] = field(default_factory=list)
-
-
-def problem(error: ValidationError) -> tuple[str, str]:
-    """The first thing wrong, as field and sentence; the value itself is not repeated (it may be a secret)."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        return name, "no such key"
-    return name, first["msg"].removeprefix("Value error, ")
 
 
 def parse(text: str, place: str) -> list[Entry]:
@@ -172,9 +220,12 @@ def parse(text: str, place: str) -> list[Entry]:
     kinds = {kind.word: kind for kind in KINDS}
     entries: list[Entry] = []
     for word, tables in tree.items():
+        if word == MappingEntry.word and isinstance(tables, dict):
+            entries += [_mapping(name, table, text, place) for name, table in tables.items()]
+            continue
         if word not in kinds or not isinstance(tables, list):
-            known = ", ".join(f"[[{name}]]" for name in kinds)
-            raise ConfigError(f"{place} line {_line(text, word)}", f"no such table: {word}; a site file has {known}")
+            known = ", ".join((*(f"[[{name}]]" for name in kinds), "[mapping.NAME]"))
+            raise ConfigError(f"{place} line {line_of(text, word)}", f"no such table: {word}; a site file has {known}")
         entries += [_entry(kinds[word], table, text, place, index) for index, table in enumerate(tables)]
     return entries
 
@@ -184,30 +235,30 @@ def _entry(kind: type[Entry], table: Any, text: str, place: str, index: int) -> 
         return kind.model_validate(table)
     except ValidationError as error:
         name, sentence = problem(error)
-        line = _line(text, kind.word, index, name.partition(".")[0])
+        line = line_of(text, kind.word, index, name.partition(".")[0])
         raise ConfigError(f"{place} line {line}", f"[[{kind.word}]] {name}: {sentence}".replace(" :", ":")) from None
 
 
-def _line(text: str, word: str, index: int = 0, key: str = "") -> int:
-    """Where the index-th table `word` stands, or `key` inside it. tomllib keeps no lines, so they are looked up."""
-    header = re.compile(rf"\s*\[\[?\s*{re.escape(word)}\b|\s*{re.escape(word)}\s*=")
-    assignment = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=")
-    seen, found = -1, 1
-    for number, line in enumerate(text.splitlines(), 1):
-        if header.match(line):
-            seen += 1
-            if seen > index:
-                break
-            found = number if seen == index else found
-        elif seen == index and key and assignment.match(line):
-            return number
-    return found
+def _mapping(name: str, table: Any, text: str, place: str) -> Entry:
+    try:
+        return MappingEntry.model_validate({"name": name, **table} if isinstance(table, dict) else {"name": name})
+    except ValidationError as error:
+        key, sentence = problem(error)
+        line = line_of(text, f"mapping.{_bare(name)}", 0, key)
+        raise ConfigError(f"{place} line {line}", f"[mapping.{_bare(name)}] {key}: {sentence}") from None
+
+
+def _bare(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)
 
 
 def emit(entries: list[Entry]) -> str:
     """A file that `parse` reads back. What is at its default is left out; secrets are masked."""
     blocks = []
     for entry in entries:
+        if isinstance(entry, MappingEntry):
+            blocks.append(f"[mapping.{_bare(entry.name)}]\ntext = {_lines(entry.text)}\n")
+            continue
         lines = [f"[[{entry.word}]]"]
         values = {entry.key: entry.named} | entry.model_dump(exclude_defaults=True)
         if isinstance(entry, TokenEntry):
@@ -215,6 +266,12 @@ def emit(entries: list[Entry]) -> str:
         lines += [f"{name} = {_value(value)}" for name, value in values.items()]
         blocks.append("\n".join(lines) + "\n")
     return "\n".join(blocks)
+
+
+def _lines(text: str) -> str:
+    """As it stands, where it can: a literal string has no escapes."""
+    as_it_is = "'''" not in text and not text.endswith("'") and not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", text)
+    return f"'''\n{text}'''" if as_it_is else _value(text)
 
 
 def _value(value: Any) -> str:

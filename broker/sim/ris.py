@@ -2,6 +2,7 @@
 
 import datetime as dt
 import socket
+import ssl
 from dataclasses import dataclass, field
 
 from broker import ids
@@ -77,15 +78,24 @@ def omi(order: Order, control: str = "NW", *, control_id: str = "", sent: dt.dat
 
 
 class Ris:
-    """One MLLP connection."""
+    """One MLLP connection. tls: a client's context, with its certificate."""
 
-    def __init__(self, host: str, port: int, timeout_seconds: float = 30) -> None:
-        self._socket = socket.create_connection((host, port), timeout_seconds)
+    def __init__(self, host: str, port: int, timeout_seconds: float = 30, tls: ssl.SSLContext | None = None) -> None:
+        plain = socket.create_connection((host, port), timeout_seconds)
+        self._socket = tls.wrap_socket(plain, server_hostname=host) if tls else plain
         self._buffer = b""
 
     def send(self, message: bytes) -> bytes:
-        """The acknowledgement as received. Raises ConnectionError when the other side closes without one."""
+        """The acknowledgement as received: the first, where enhanced mode has two. Raises ConnectionError when the
+        other side closes without one."""
+        self.put(message)
+        return self.receive()
+
+    def put(self, message: bytes) -> None:
         self._socket.sendall(START + message + END)
+
+    def receive(self) -> bytes:
+        """The next message."""
         while END not in self._buffer:
             more = self._socket.recv(65536)
             if not more:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import datetime as dt
+import gc
+import os
 import re
 import socket
 import struct
@@ -13,16 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import TimeoutError as NoTurn
 
 from broker import clock, config, db, site
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient, PatientIdentifier
+from broker.ris_bridge import effects, inbox
 from broker.ris_bridge.hl7 import message, road
 from broker.ris_bridge.hl7.mllp import MllpServer
+from broker.ris_bridge.turns import TURNS
 from broker.sim.ris import code_of, omi
 from tests.house import eventually
-from tests.world import SATO, YAMADA, order
+from tests.world import SATO, YAMADA, order, today
 
 GOLDEN = Path(__file__).parent.parent / "fixtures" / "hl7"
 
@@ -423,6 +429,281 @@ def test_two_order_groups_of_one_message_are_two_orders(broker):
     assert len(broker.modality().worklist()) == 2
 
 
+# Enhanced mode, order responses, batches (conformance.md 5.5, 5.8)
+
+
+def asking(raw: bytes, accept: str, application: str) -> bytes:
+    return raw.replace(b"|2.5.1|||||JPN", f"|2.5.1|||{accept}|{application}|JPN".encode())
+
+
+def test_a_sender_in_enhanced_mode_hears_that_it_is_kept_and_then_what_became_of_it(broker):
+    """HL7-32"""
+    ris = broker.ris()
+    kept = ris.send(asking(omi(order(), control_id="ID7"), "AL", "AL"))
+    answered = ris.receive()
+    assert [code_of(kept), code_of(answered)] == ["CA", "AA"]
+    assert all(b"|ID7\r" in one for one in (kept, answered))
+    ris.put(b"MSH|^~\\&|HIS|HOSP|BROKER|HOSP|1||ACK^O23^ACK|A1|P|2.5.1\rMSA|CA|X\r")
+    assert code_of(ris.send(omi(order("ACC002")))) == "AA", "what acknowledges an answer is not answered"
+    rows = broker.rows(Message)
+    assert [row.type for row in rows] == ["OMI^O23", "OMI^O23"]
+    assert rows[0].answer == kept + b"\x1c\r\x0b" + answered
+    assert eventually(lambda: all(row.answer_sent for row in broker.rows(Message)))
+
+
+def test_a_sender_that_wants_to_hear_nothing_is_told_nothing_and_its_order_is_taken(broker):
+    ris = broker.ris()
+    ris.put(asking(omi(order("ACC001")), "NE", "NE"))
+    ris.put(asking(omi(order("ACC002", study_uid="abc")), "NE", "NE"))
+    assert code_of(ris.send(omi(order("ACC003")))) == "AA"
+    assert [row.state for row in broker.rows(Message)] == ["APPLIED", "REJECTED", "APPLIED"]
+
+
+@pytest.mark.parametrize(("application", "codes"), [("AL", ["CA", "AE"]), ("NE", ["CE"])])
+def test_what_is_wrong_with_a_message_is_told_in_enhanced_mode_too(broker, application, codes):
+    ris = broker.ris()
+    ris.put(asking(omi(order(study_uid="abc")), "AL", application))
+    answers = [ris.receive() for _ in codes]
+    assert [code_of(answer) for answer in answers] == codes
+    assert b"|IPC^1^3|102^" in answers[-1]
+
+
+def test_a_sender_gets_order_responses_where_its_entry_says_so(broker):
+    add_sender(broker, "RIS", application="HIS", order_responses=True)
+    answer = broker.ris().send(omi(order())).decode("iso2022_jp").split("\r")
+    assert "|ORI^O24^ORI_O24|" in answer[0]
+    assert [line[:3] for line in answer] == ["MSH", "MSA", "ORC", "OBR", "IPC", ""]
+    assert answer[2].startswith("ORC|OK|PACC001^HIS|FACC001^RIS")
+
+
+def batch_of(*messages: bytes, count: int) -> bytes:
+    return b"BHS|^~\\&|HIS|HOSP|BROKER|HOSP|1||||B7\r" + b"".join(messages) + f"BTS|{count}\r".encode()
+
+
+def test_each_message_of_a_batch_is_taken_by_itself_and_all_are_answered_in_one(broker):
+    well, wrong = omi(order("ACC001"), control_id="M1"), omi(order("ACC002", study_uid="abc"), control_id="M2")
+    ris, raw = broker.ris(), batch_of(well, wrong, omi(order("ACC003"), control_id="M3"), count=4)
+    answer = ris.send(raw)
+    assert re.findall(rb"\rMSA\|(..)\|(\w+)", answer) == [
+        (b"AA", b"M1"), (b"AE", b"M2"), (b"AA", b"M3"), (b"AE", b"B7"),
+    ]  # fmt: skip
+    assert answer.endswith(b"\rBTS|4\r")
+    rows = broker.rows(Message)
+    assert [(row.raw, row.control_id, row.state) for row in rows[:2]] == [
+        (well, "M1", "APPLIED"),
+        (wrong, "M2", "REJECTED"),
+    ]
+    assert all(row.answer in answer for row in rows)
+    assert eventually(lambda: all(row.answer_sent for row in broker.rows(Message)))
+    assert re.findall(rb"\rMSA[^\r]+", ris.send(raw)) == re.findall(rb"\rMSA[^\r]+", answer), "the same again"
+    assert len(broker.rows(Message)) == 3
+
+
+def test_a_batch_over_its_limit_is_refused_before_anything_of_it_is_taken(broker):
+    broker.settings.limits.mllp_batch_messages_max = 1
+    answer = broker.ris().send(batch_of(omi(order("ACC001")), omi(order("ACC002")), count=2))
+    assert b"\rMSA|AE|B7|" in answer
+    assert broker.rows(Message) == []
+
+
+# Our own trouble (durability.md 1.7)
+
+
+def away(*_args, **_kwargs):
+    raise NoTurn("the database is away")
+
+
+@pytest.mark.parametrize(("setting", "entry"), [("AE", ""), ("close", "AE")])
+def test_a_sender_may_be_told_of_our_trouble_instead_of_being_hung_up_on(broker, monkeypatch, setting, entry):
+    """HL7-22"""
+    add_sender(broker, "RIS", application="HIS", on_trouble=entry)
+    broker.settings.hl7.on_trouble = setting
+    ris, raw = broker.ris(), omi(order("ACC002"), control_id="ID7")
+    assert code_of(ris.send(omi(order("ACC001")))) == "AA"
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox.db, "run", away)
+        patch.setattr(inbox.db, "read", away)
+        answer = ris.send(raw)
+        several = ris.send(batch_of(raw, omi(order("ACC003")), count=2))
+    assert code_of(answer) == "AE"
+    assert b"\rERR|||207^" in answer
+    assert several.count(b"|AE|") == 2
+    assert code_of(ris.send(raw)) == "AA"
+
+
+@pytest.mark.parametrize(("setting", "entry"), [("close", ""), ("AE", "close")])
+def test_else_the_connection_is_closed_and_the_same_bytes_are_taken_later(broker, monkeypatch, setting, entry):
+    """HL7-22"""
+    add_sender(broker, "RIS", application="HIS", on_trouble=entry)
+    broker.settings.hl7.on_trouble = setting
+    raw = omi(order("ACC002"))
+    assert code_of(broker.ris().send(omi(order("ACC001")))) == "AA"
+    for frame in (raw, batch_of(raw, count=1)):
+        with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+            patch.setattr(inbox.db, "run", away)
+            broker.ris().send(frame)
+    assert code_of(broker.ris().send(raw)) == "AA"
+
+
+# The order of what came, whatever connection it came by (conformance.md 5.8)
+
+
+def test_changes_of_one_order_by_eight_connections_are_applied_as_they_came(broker, monkeypatch):
+    """The first is read slowly, and the others are ready long before it."""
+    broker.settings.limits.database_wait_seconds_max = 60  # a message's for the one in front of it
+    broker.place(order("ACC001"))
+    carry_out, draw, wait, parse = effects.carry_out, TURNS.draw, TURNS.wait, message.parse
+    drawn, ready, applied, release = [], [], [], threading.Event()
+
+    def noted():
+        drawn.append(turn := draw())
+        return turn
+
+    def slow(*args):
+        if not ready:
+            ready.append("the first")
+            assert release.wait(30)
+        return parse(*args)
+
+    def waiting(*args):
+        ready.append(args[0])
+        wait(*args)
+
+    def seen(session, command, cause):
+        applied.append(command.procedures[0].steps[0].start_time)
+        return carry_out(session, command, cause)
+
+    monkeypatch.setattr(TURNS, "draw", noted)
+    monkeypatch.setattr(message, "parse", slow)
+    monkeypatch.setattr(TURNS, "wait", waiting)
+    monkeypatch.setattr(effects, "carry_out", seen)
+    connections = [broker.ris() for _ in range(8)]
+    start, sent = today(9, 0) + dt.timedelta(days=1), dt.datetime.now(dt.UTC)
+    times = [start + dt.timedelta(minutes=n) for n in range(len(connections))]
+    for n, (ris, at) in enumerate(zip(connections, times, strict=True)):
+        ris.put(omi(order("ACC001", start=at), "XO", sent=sent + dt.timedelta(seconds=n)))
+        assert eventually(lambda n=n: len(drawn) == n + 1)
+    assert eventually(lambda: len(ready) == len(connections))
+    assert eventually(lambda: applied, 0.3) == [], "each waits for the one in front of it"
+    release.set()
+    assert {code_of(ris.receive()) for ris in connections} == {"AA"}
+    assert applied == [at.strftime("%H%M%S") for at in times]
+    (step,) = broker.rows(ScheduledStep)
+    assert step.start_time == applied[-1]
+
+
+def test_a_slow_message_about_one_patient_keeps_no_other_patient_waiting(broker, monkeypatch):
+    """More of them than a small pool of threads would have."""
+    broker.settings.limits.database_wait_seconds_max = 60
+    slow = threading.Event()
+    wait = TURNS.wait
+
+    def held_up(number, about, seconds):
+        wait(number, about, seconds)
+        if ("patient", SATO.id) in about:
+            assert slow.wait(30)
+
+    monkeypatch.setattr(TURNS, "wait", held_up)
+    waiting = [broker.ris() for _ in range(10)]
+    for n, ris in enumerate(waiting):
+        ris.put(omi(order(f"ACC{n}", SATO)))
+    assert code_of(broker.ris().send(omi(order("ACC900")))) == "AA"
+    assert [row.accession_number for row in broker.rows(ImagingOrder)] == ["ACC900"]
+    slow.set()
+    assert {code_of(ris.receive()) for ris in waiting} == {"AA"}
+
+
+# Frames (conformance.md 5.6)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_segments_may_end_in_line_feeds(broker, end):
+    """HL7-34"""
+    assert code_of(broker.ris().send(omi(order()).replace(b"\r", end))) == "AA"
+    assert len(broker.rows(ScheduledStep)) == 1
+
+
+def test_a_line_feed_inside_a_field_is_part_of_it_and_begins_no_segment(broker):
+    raw = omi(order("ACC001")) + "NTE|1||first\nORC|CA|PACC001^HIS|FACC001^RIS".encode("iso2022_jp") + b"\r"
+    assert code_of(broker.ris().send(raw)) == "AA"
+    assert [step.status for step in broker.rows(ScheduledStep)] == ["SCHEDULED"]
+
+
+def test_a_frame_that_was_broken_off_is_no_part_of_the_next(broker):
+    """A sender whose program failed halfway begins anew on the same connection."""
+    half = omi(order("ACC001", SATO))
+    half = half[: half.index(b"ORC|")]
+    with socket.create_connection(("127.0.0.1", broker.ports["hl7"])) as sock:
+        sock.sendall(b"\x0b" + half + b"\x0b" + omi(order("ACC002")) + b"\x1c\x0d")
+        (answer,) = receive(sock, 1)
+    assert code_of(answer) == "AA"
+    assert [row.value for row in broker.rows(PatientIdentifier)] == [YAMADA.id]
+
+
+def test_two_messages_in_one_frame_without_a_batch_around_them_are_refused(broker):
+    answer = broker.ris().send(omi(order("ACC001")) + omi(order("ACC002")))
+    assert code_of(answer) == "AE"
+    assert broker.rows(ImagingOrder) == []
+
+
+# How many may be connected (durability.md 1.8)
+
+
+def closed(sock: socket.socket) -> bool:
+    sock.setblocking(False)
+    try:
+        return sock.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+@pytest.mark.parametrize("limit", ["mllp_connections_max", "mllp_connections_per_address_max"])
+def test_who_never_said_anything_gives_way_and_who_sends_messages_does_not(broker, limit):
+    setattr(broker.settings.limits, limit, 3)
+    speaker = broker.ris()
+    assert code_of(speaker.send(omi(order("ACC001")))) == "AA"
+    silent = [socket.create_connection(("127.0.0.1", broker.ports["hl7"])) for _ in range(3)]
+    try:
+        assert eventually(lambda: [closed(sock) for sock in silent] == [True, False, False])
+        speakers = [broker.ris(), broker.ris()]
+        for n, ris in enumerate(speakers):
+            assert code_of(ris.send(omi(order(f"ACC01{n}")))) == "AA"
+        assert eventually(lambda: all(closed(sock) for sock in silent))
+        with pytest.raises(ConnectionError):
+            broker.ris().send(omi(order("ACC002")))
+        assert code_of(speaker.send(omi(order("ACC003")))) == "AA"
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+IDLE = 1_000
+
+
+def left() -> tuple[int, int]:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), sum(type(one) is asyncio.StreamReader for one in gc.get_objects())
+
+
+def test_an_order_goes_through_beside_a_thousand_idle_connections_which_leave_nothing(broker):
+    """HL7-34, issue 3.10"""
+    broker.settings.limits.mllp_connections_max = broker.settings.limits.mllp_connections_per_address_max = IDLE + 10
+    (server,) = broker._parts[MllpServer]
+    assert code_of(broker.ris().send(omi(order("ACC001")))) == "AA"
+    descriptors, readers = left()
+    idle = [socket.create_connection(("127.0.0.1", broker.ports["hl7"])) for _ in range(IDLE)]
+    assert eventually(lambda: len(server._open) == IDLE + 1)
+    assert code_of(broker.ris().send(omi(order("ACC002")))) == "AA"
+    assert not any(closed(sock) for sock in idle)
+    for sock in idle:
+        sock.close()
+    assert eventually(lambda: len(server._open) <= 2)
+    assert left()[0] <= descriptors + 9
+    assert left()[1] <= readers + 1
+
+
 # Whether the answer went out
 
 
@@ -490,7 +771,7 @@ def test_a_stop_waits_for_an_answer_no_longer_than_its_limit():
     settings.hl7.port, settings.limits.stop_seconds_max = 0, 0.5
     begun, go_on = threading.Event(), threading.Event()
 
-    def stuck(_raw, _peer):
+    def stuck(_raw, _peer, _turn):
         begun.set()
         go_on.wait(30)
 

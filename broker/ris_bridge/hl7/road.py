@@ -1,32 +1,56 @@
 """HL7 v2 messages on their way into the inbox: who sends, what it may send, what it asks for, what it is told."""
 
 import datetime as dt
+import functools
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
 
+from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from broker import access, clock, db, log
-from broker.config import Settings, Site
-from broker.errors import BrokerError, NoRoom, NotAllowed, Unreadable, Unsupported
+from broker.config import Limits, Settings, Site
+from broker.errors import BrokerError, InvalidValue, NoRoom, NotAllowed, Unreadable, Unsupported
+from broker.model.messages import Message as Journalled
 from broker.model.site import Sender
 from broker.mwl.commands import Command
-from broker.ris_bridge import inbox
+from broker.ris_bridge import inbox, intakes
 from broker.ris_bridge.effects import Done
-from broker.ris_bridge.hl7 import ack, charset, message, orders_in, patients_in
+from broker.ris_bridge.hl7 import (
+    ack,
+    batch,
+    charset,
+    message,
+    order_answer,
+    orders_in,
+    patients_in,
+    reports_in,
+    schedule_in,
+)
 from broker.ris_bridge.hl7.message import Header, Message
-from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Answer, Read, Received, Road
+from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Read, Received, Road
+from broker.ris_bridge.mapping import store
+from broker.ris_bridge.mapping.profile import Group, Profile, for_type
 from broker.ris_bridge.turns import Keys, Turn
 
 LOOPBACK = ("127.0.0.1", "::1")
 PROTOCOL = "hl7"
 # Message type -> what it asks for.
-READERS: dict[str, Callable[[Message, Site], Sequence[Command]]] = {
+READERS: dict[str, Callable[..., Sequence[Command]]] = {
     **dict.fromkeys(("ORM^O01", "OMG^O19", "OMI^O23"), orders_in.to_commands),
-    **{f"ADT^{event}": patients_in.to_commands for event in (*patients_in.UPDATES, *patients_in.MERGES)},
+    **{f"ADT^{event}": patients_in.to_commands for event in patients_in.EVENTS},
+    **{f"SIU^{event}": schedule_in.to_commands for event in schedule_in.EVENTS},
+    "ORU^R01": reports_in.to_commands,
 }
+# They take a mapping profile as well.
+MAPPED: tuple[Callable[..., Sequence[Command]], ...] = (
+    orders_in.to_commands, schedule_in.to_commands, reports_in.to_commands,
+)  # fmt: skip
 # Where a message names what it is about. Repetitions and component 1.
 KEYS = (
     ("patient", "PID", 3), ("patient", "MRG", 1), ("accession", "IPC", 1), ("accession", "OBR", 18),
@@ -35,21 +59,101 @@ KEYS = (
     ("study", "IPC", 3), ("study", "ZDS", 1),
 )  # fmt: skip
 KEYS_MAX = 200  # of one message
+COUNTED = ("ORC", "OBR", "IPC", "PID", "RGS", "AIS")  # each of them is work for the database, or begins some
+CERTIFIED_MAX = 20  # names of one certificate
+TROUBLE = (SQLAlchemyError, NoRoom)  # ours: the same message may be taken later
 
 
-def receive(raw: bytes, peer: str, settings: Settings, turn: Turn | None = None) -> Answer | None:
-    """The acknowledgement, already durable; None = close without an answer (no MSH, or our own trouble: never AR, many
-    senders do not send again after it, durability.md 1.7)."""
+@dataclass(frozen=True)
+class Reply:
+    """raw: for the sender; empty: nothing is said, and the connection stays. message_pks: the rows of the journal that
+    note when it has reached the socket."""
+
+    raw: bytes = b""
+    message_pks: tuple[int, ...] = ()
+
+
+def receive(raw: bytes, peer: str, settings: Settings, turn: Turn | None = None) -> Reply | None:
+    """The acknowledgement, already durable; None = close without an answer: no MSH, or our own trouble (never AR, many
+    senders do not send again after it, durability.md 1.7). peer: as `peer_of` writes it."""
     try:
-        found = received(raw, peer, settings)
+        if batch.begins(raw):
+            return _receive_batch(raw, peer, settings, turn)
+        return _receive_one(received(raw, peer, settings), turn)
     except Unreadable:
         log.get().warning("hl7.unreadable", peer=peer, bytes=len(raw))
-        return None
+    except Exception:  # a message must not stop the ones behind it (security V14)
+        log.get().exception("hl7.failed", peer=peer, bytes=len(raw))
+    return None
+
+
+def _receive_one(found: Received, turn: Turn | None) -> Reply | None:
     try:
-        return inbox.take(found, ROAD, turn)
-    except (SQLAlchemyError, NoRoom) as error:
-        log.get().error("hl7.database", peer=peer, kind=type(error).__name__)
+        return _take(found, turn)
+    except TROUBLE as error:
+        return _in_trouble(found, error)
+
+
+def _receive_batch(raw: bytes, peer: str, settings: Settings, turn: Turn | None) -> Reply | None:
+    """Each message by itself, and begun only when the one before it is done: what comes meanwhile by other connections
+    does not wait for the whole batch. In trouble the rest is not tried; what was taken gets its stored answer when the
+    frame comes again."""
+    try:
+        parts = batch.split(raw, settings.limits.mllp_batch_messages_max)
+    except InvalidValue as error:
+        log.get().warning("hl7.batch_refused", peer=peer, code=error.err)
+        return Reply(batch.refusal(raw, error, now=_now(settings), default_set=settings.hl7.character_set))
+    for problem in parts.problems:
+        log.get().warning("hl7.batch_wrong", peer=peer, code=problem.err, place=problem.place)
+    replies: list[Reply] = []
+    trouble: Exception | None = None
+    for one in parts.messages:
+        found = received(one, peer, settings)
+        reply: Reply | None = None
+        try:
+            if trouble is None:
+                reply = _take(found, turn)
+        except TROUBLE as error:
+            trouble = error
+        if trouble is not None:
+            reply = _in_trouble(found, trouble)
+        if reply is None:
+            return None
+        replies.append(reply)
+        turn = None
+    told = batch.answer(
+        parts, [reply.raw for reply in replies], now=_now(settings), default_set=settings.hl7.character_set
+    )
+    return Reply(told, tuple(pk for reply in replies for pk in reply.message_pks))
+
+
+def _take(found: Received, turn: Turn | None) -> Reply:
+    if found.type.split("^")[0] == "ACK":
+        return _acknowledged(found)
+    answer = inbox.take(found, ROAD, turn)
+    return Reply(answer.raw, (answer.message_pk,))
+
+
+def _acknowledged(found: Received) -> Reply:
+    """What a sender in enhanced mode says to our answer. Nobody answers an answer."""
+    said = re.search(rb"[\r\n]MSA.([A-Z]{2})", found.raw)
+    if said is None or said[1][1:] != b"A":
+        log.get().warning("hl7.answer_refused", peer=found.peer, code=said[1].decode() if said else "")
+    return Reply()
+
+
+def _in_trouble(found: Received, error: Exception) -> Reply | None:
+    """What the sender's entry says, as far as it is known; nothing is in the journal."""
+    log.get().error("hl7.database", peer=found.peer, kind=type(error).__name__)
+    try:
+        sender, head = _sender(_last_senders(), found)
+    except BrokerError:
         return None
+    if ((sender.on_trouble if sender else "") or found.settings.hl7.on_trouble) != "AE":
+        return None
+    told = NoRoom("message", "cannot be taken now: send it again later")
+    raw = ack.answer(head, told, now=_now(found.settings), taken=False)
+    return Reply(raw) if raw else None
 
 
 def received(raw: bytes, peer: str, settings: Settings) -> Received:
@@ -61,29 +165,119 @@ def received(raw: bytes, peer: str, settings: Settings) -> Received:
     )  # fmt: skip
 
 
-def _read(found: Received) -> Read:
-    settings = found.settings
-    sender, head = _sender(db.read(_senders), found)
-    message.check(head)
-    reader = _reader(head.type)
-    override = sender.character_set if sender else ""
-    msg = message.parse(found.raw, settings.limits, settings.hl7.character_set, override)
+def again(row: Journalled, settings: Settings) -> tuple[Received, Road]:
+    """A message of the journal, to be looked at once more: under its key, by what is known of its sender now."""
+    found = replace(
+        received(row.raw, row.peer, settings), sender=row.sender, control_id=row.control_id, digest=row.sha256
+    )
+    intake = db.read(intakes.of_peer, row.peer)
+    return found, road_of(intakes.sender(intake)) if intake else ROAD
 
-    def answer(error: BrokerError | None, _done: Sequence[Done]) -> bytes:
-        return ack.build(head, error, now=_now(settings), msg=msg)
+
+def character_set(session: Session, row: Journalled, settings: Settings) -> str:
+    """In place of MSH-18, of a message of the journal; empty: MSH-18 it is."""
+    sender = sender_of(session, row, settings)
+    return sender.character_set if sender else ""
+
+
+def sender_of(session: Session, row: Journalled, settings: Settings) -> Sender | None:
+    """Of a message of the journal, as its entry is now."""
+    if row.protocol != PROTOCOL:
+        return None
+    if intake := intakes.of_peer(session, row.peer):
+        return intakes.sender(intake)
+    try:
+        return _sender(_senders(session), received(row.raw, row.peer, settings))[0]
+    except BrokerError:
+        return None
+
+
+def road_of(sender: Sender) -> Road:
+    """For what comes from where only this one can send: nobody is looked up."""
+    return replace(ROAD, read=lambda found: _read(found, sender))
+
+
+def _read(found: Received, given: Sender | None = None) -> Read:
+    settings = found.settings
+    in_budget = _budget(settings.limits.mllp_parse_seconds_max)
+    sender, head = _sender(_known_senders(), found) if given is None else (given, _head(found, given.character_set))
+    message.check(head)
+    ack.check(head)
+    profile = db.read(store.reader, sender.mapping, head.type) if sender and sender.mapping else for_type(head.type)
+    reader = None if profile and profile.rules else _reader(head.type, settings)
+    override = sender.character_set if sender else ""
+    _check_escapes(found.raw, head, settings.limits)
+    msg = message.parse(found.raw, settings.limits, settings.hl7.character_set, override)
+    in_budget()
+    _check_counts(msg, settings.limits)
+    ignored = bool(profile and profile.means(head.type, Group.of(msg.segments)) == "ignore")
+    reader = reader or (_nothing if ignored else _reader(head.type, settings))
+    mapped = profile is not None and (ignored or reader in MAPPED)
+    asked: Sequence[Command] = ()
+
+    def commands() -> Sequence[Command]:
+        nonlocal asked
+        asked = reader(msg, settings.site, profile) if mapped else reader(msg, settings.site)
+        in_budget()
+        return asked
+
+    def answer(error: BrokerError | None, done: Sequence[Done]) -> bytes:
+        kind, lines = order_answer.kind(msg, bool(sender and sender.order_responses)), []
+        if kind:
+            declared = override or head[18] or settings.hl7.character_set
+            lines = order_answer.lines(found.raw, head, declared, asked, [one.outcome for one in done], error)
+        return ack.answer(head, error, now=_now(settings), msg=msg, kind=kind, lines=lines)
 
     return Read(
         keys=_keys(msg),
-        commands=lambda: reader(msg, settings.site),
+        commands=commands,
         answer=answer,
         actor=f"hl7:{msg.header.sender}",
-        notes=("vendor characters",) if msg.vendor_characters else (),
+        notes=tuple(
+            note
+            for note, it_is in (("vendor characters", msg.vendor_characters), ("ignored by its profile", ignored))
+            if it_is
+        ),
+        mapping=profile.label if profile and mapped else "",
     )
 
 
+def _nothing(_msg: Message, _site: Site, _profile: Profile | None = None) -> Sequence[Command]:
+    return ()
+
+
+def _head(found: Received, override: str = "") -> Header:
+    return message.header(found.raw, found.settings.hl7.character_set, override)
+
+
 def _refuse(found: Received, error: BrokerError) -> bytes:
-    head = message.header(found.raw, found.settings.hl7.character_set)
-    return ack.build(head, error, now=_now(found.settings))
+    return ack.answer(_head(found), error, now=_now(found.settings))
+
+
+def _budget(seconds: float) -> Callable[[], None]:
+    """To be called between the parts of the work: its parts are bounded by the limits of sizes and numbers."""
+    until = time.thread_time() + seconds
+
+    def check() -> None:
+        if time.thread_time() > until:
+            raise InvalidValue("message", f"takes more than {seconds:g} seconds to be read", err="102")
+
+    return check
+
+
+def _check_escapes(raw: bytes, head: Header, limits: Limits) -> None:
+    """Each costs what a hundred other bytes do: a message of nothing else would take half a minute."""
+    marks = [b"\x1b"] + [sign.encode() for sign in head.delimiters[3] if sign != "\0"]
+    if sum(raw.count(mark) for mark in marks) > 2 * limits.mllp_escapes_max:  # it begins, and it ends
+        raise InvalidValue("message", f"has more than {limits.mllp_escapes_max} escape sequences", err="102")
+
+
+def _check_counts(msg: Message, limits: Limits) -> None:
+    if len(msg.all("MSH")) > 1:
+        raise InvalidValue("MSH^2", "a message begins inside another; a batch begins with BHS", err="100")
+    for name in COUNTED:
+        if len(msg.all(name)) > limits.mllp_orders_max:
+            raise InvalidValue("message", f"has more than {limits.mllp_orders_max} segments {name}", err="102")
 
 
 def _now(settings: Settings) -> dt.datetime:
@@ -93,7 +287,9 @@ def _now(settings: Settings) -> dt.datetime:
 ROAD = Road(read=_read, refuse=_refuse, unreadable=charset.PLACE)
 
 
-def _reader(kind: str) -> Callable[[Message, Site], Sequence[Command]]:
+def _reader(kind: str, settings: Settings) -> Callable[..., Sequence[Command]]:
+    if settings.hl7.link_patients and kind.split("^")[-1] in patients_in.LINKS:
+        return functools.partial(patients_in.to_commands, link_patients=True)
     if kind in READERS:
         return READERS[kind]
     code = kind.split("^")[0]
@@ -108,8 +304,8 @@ def _keys(msg: Message) -> Keys:
     def said() -> Iterator[tuple[str, str]]:
         for kind, name, number in KEYS:
             for segment in msg.all(name):
-                for n in range(1, len(segment.repetitions(number)) + 1):
-                    value = segment.get(number, repetition=n).strip()
+                for repetition in set(segment.repetitions(number)):
+                    value = message.part(repetition, segment.delimiters).strip()
                     if value and value != '""':
                         yield kind, value[:KEY_CHARACTERS_MAX]
 
@@ -121,11 +317,36 @@ def _keys(msg: Message) -> Keys:
     return frozenset(found)
 
 
-# The sender
+# The sender. A peer is written as its address and, after a blank, the names in its certificate with | between them.
+
+
+def peer_of(address: str, certified: Iterable[str]) -> str:
+    names = [name for name in certified if "|" not in name and name.isprintable()]
+    return " ".join(filter(None, (address, "|".join(names[:CERTIFIED_MAX])))) if names else address
+
+
+def _parts_of(peer: str) -> tuple[str, list[str]]:
+    address, _, names = peer.partition(" ")
+    return address, [name.casefold() for name in names.split("|") if name]
 
 
 def _senders(session: Session) -> Sequence[Sender]:
     return session.exec(select(Sender).order_by(col(Sender.pk))).all()
+
+
+_seen: tuple[Engine, Sequence[Sender]] | None = None
+
+
+def _known_senders() -> Sequence[Sender]:
+    global _seen
+    senders = db.read(_senders)
+    _seen = db.engine(), senders
+    return senders
+
+
+def _last_senders() -> Sequence[Sender]:
+    """As they were when the database last said so."""
+    return _seen[1] if _seen and _seen[0] is db.engine() else ()
 
 
 def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, Header]:
@@ -139,7 +360,7 @@ def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, 
     }
     fitting = [sender for sender in senders if _fits(sender, heads[sender.character_set], found.peer)]
     if not fitting:
-        policy = settings.unknown_sender or ("accept" if found.peer in LOOPBACK else "reject")
+        policy = settings.unknown_sender or ("accept" if _parts_of(found.peer)[0] in LOOPBACK else "reject")
         if policy == "reject":
             raise NotAllowed("MSH^1^3", "this sender is not registered here")
         return None, heads[""]
@@ -151,12 +372,14 @@ def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, 
 
 
 def _fits(sender: Sender, head: Header, peer: str) -> bool:
+    address, certified = _parts_of(peer)
     return (
         sender.application in ("", head[3])
         and sender.facility in ("", head[4])
-        and (not sender.address or peer in access.addresses(sender.address))
+        and (not sender.tls_subject or sender.tls_subject.casefold() in certified)
+        and (not sender.address or address in access.addresses(sender.address))
     )
 
 
-def _specificity(sender: Sender) -> tuple[bool, bool, bool]:
-    return bool(sender.address), bool(sender.application), bool(sender.facility)
+def _specificity(sender: Sender) -> tuple[bool, ...]:
+    return bool(sender.tls_subject), bool(sender.address), bool(sender.application), bool(sender.facility)
