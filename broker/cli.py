@@ -1,5 +1,6 @@
 """The command line. Errors are one line on stderr that says what and how to mend it: status 1, or 2 for usage."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from broker import __version__, clock, config, db, log, schema, site
 from broker.archive import status
 from broker.errors import BrokerError, ConfigError
-from broker.mwl import orders, worklist
-from broker.ris_bridge import journal, rest_orders
+from broker.mwl import merge_log, merges, worklist
+from broker.ris_bridge import http_road, journal, replay, rest_road
+from broker.ris_bridge.hl7 import view
+from broker.ris_bridge.mapping import profile as mapping
+from broker.ris_bridge.mapping import store, trial
 from broker.states import MESSAGE, states_of
 
 app = typer.Typer(
@@ -23,8 +27,10 @@ GROUPS = {
     name: typer.Typer(help=help_, no_args_is_help=True)
     for name, help_ in {
         "db": "The database.", "token": "Tokens of machines.", "node": "Remote application entities (devices).",
-        "sender": "HL7 senders.", "site": "The whole site as one TOML file.", "order": "Orders by hand.",
-        "worklist": "What devices see.", "message": "The journal.", "config": "Settings.",
+        "sender": "HL7 senders.", "intake": "Folders and systems that orders are fetched from.",
+        "site": "The whole site as one TOML file.", "order": "Orders by hand.",
+        "patient": "Patients that were merged.", "worklist": "What devices see.", "message": "The journal.",
+        "mapping": "Mapping profiles: which field says what.", "config": "Settings.",
     }.items()
 }  # fmt: skip
 for _name, _group in GROUPS.items():
@@ -214,11 +220,17 @@ def node_remove(ae_title: str, config_file: ConfigFile = None) -> None:
 @GROUPS["sender"].command("add")
 def sender_add(name: str, application: str = "", facility: str = "", address: str = "",
                messages: Annotated[str, typer.Option(help="allowed types, such as ORM,ADT^A08; empty: all")] = "",
-               character_set: str = "", config_file: ConfigFile = None) -> None:  # fmt: skip
+               character_set: str = "",
+               tls_subject: Annotated[str, typer.Option(help="a name in its client certificate")] = "",
+               mapping: Annotated[str, typer.Option(help="the profile that reads its messages")] = "",
+               on_trouble: Annotated[str, typer.Option(help="close or AE, when a message cannot be taken now")] = "",
+               order_responses: Annotated[bool, typer.Option("--order-responses", help="ORR, ORI, ORG.")] = False,
+               config_file: ConfigFile = None) -> None:  # fmt: skip
     """Register an HL7 sender."""
     _open(config_file)
     fields = {"application": application, "facility": facility, "address": address, "character_set": character_set,
-              "messages": _list(messages)}  # fmt: skip
+              "messages": _list(messages), "tls_subject": tls_subject, "mapping": mapping, "on_trouble": on_trouble,
+              "order_responses": order_responses}  # fmt: skip
     print(db.run(site.add_sender, name, now=clock.now(), actor=ACTOR, **fields))
 
 
@@ -226,7 +238,8 @@ def sender_add(name: str, application: str = "", facility: str = "", address: st
 def sender_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Registered senders."""
     _open(config_file)
-    names = ("name", "application", "facility", "address", "messages", "character_set")
+    names = ("name", "application", "facility", "address", "tls_subject", "messages", "character_set", "mapping",
+             "on_trouble", "order_responses")  # fmt: skip
     _show([{name: getattr(row, name) for name in names} for row in db.read(site.senders)], as_json)
 
 
@@ -235,6 +248,43 @@ def sender_remove(name: str, config_file: ConfigFile = None) -> None:
     """Forget a sender."""
     _open(config_file)
     db.run(site.remove_sender, name, now=clock.now(), actor=ACTOR)
+
+
+@GROUPS["intake"].command("add")
+def intake_add(
+    name: str,
+    kind: Annotated[str, typer.Option(help="folder (watched), poll (an HTTP system that is asked)")],
+    path: Annotated[str, typer.Option(help="of the folder")] = "",
+    url: Annotated[str, typer.Option(help="of the system")] = "",
+    secret_file: Annotated[str, typer.Option(help="a file with the bearer token for it")] = "",
+    format_: Annotated[str, typer.Option("--format", help="of the files: hl7, csv")] = "",
+    mapping: str = "",
+    character_set: Annotated[str, typer.Option(help="in place of MSH-18; of CSV, where it is not UTF-8")] = "",
+    every_seconds: float = 10,
+    config_file: ConfigFile = None,
+) -> None:
+    """Register a folder or a system that orders are fetched from."""
+    _open(config_file)
+    fields = {"kind": kind, "path": path, "url": url, "secret_file": secret_file, "mapping": mapping,
+              "format": format_ or ("json" if kind == "poll" else "hl7"), "character_set": character_set,
+              "every_seconds": every_seconds}  # fmt: skip
+    print(db.run(site.add_intake, name, now=clock.now(), actor=ACTOR, **fields))
+
+
+@GROUPS["intake"].command("list")
+def intake_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """Where orders are fetched, when next, and what was wrong the last time."""
+    _open(config_file)
+    names = ("name", "kind", "path", "url", "format", "mapping", "character_set", "every_seconds", "next_at", "cursor",
+             "last_error")  # fmt: skip
+    _show([{name: getattr(row, name) for name in names} for row in db.read(site.intakes)], as_json)
+
+
+@GROUPS["intake"].command("remove")
+def intake_remove(name: str, config_file: ConfigFile = None) -> None:
+    """Fetch nothing from there any more."""
+    _open(config_file)
+    db.run(site.remove_intake, name, now=clock.now(), actor=ACTOR)
 
 
 @GROUPS["site"].command("export")
@@ -259,25 +309,55 @@ def order_place(file: Annotated[str, typer.Argument(help="JSON as POST /api/v1/o
     """Place an order by hand."""
     settings = _open(config_file)
     text = sys.stdin.read() if file == "-" else _read(Path(file))
-    command = rest_orders.to_command(rest_orders.read(text), settings.site)
-    order = db.run(orders.apply, command, now=clock.now(), actor=ACTOR, site=settings.site)
-    print(f"order {order.key}, accession number {order.accession_number}")
+    order = _ask("POST", rest_road.ORDERS, text, settings)
+    print(f"order {order['order_id']}, accession number {order['accession_number']}")
 
 
 @GROUPS["order"].command("cancel")
-def order_cancel(order_id: int, config_file: ConfigFile = None) -> None:
+def order_cancel(order_id: int, reason: str = "", config_file: ConfigFile = None) -> None:
     """Cancel what has not begun."""
     settings = _open(config_file)
-    order = db.run(rest_orders.cancel, order_id, now=clock.now(), actor=ACTOR, site=settings.site)
-    print(f"order {order.key}, accession number {order.accession_number}: what had not begun is cancelled")
+    order = _ask("POST", f"{rest_road.ORDERS}/{order_id}/cancel", json.dumps({"reason": reason}), settings)
+    print(f"order {order_id}, accession number {order['accession_number']}: what had not begun is cancelled")
 
 
 @GROUPS["order"].command("show")
 def order_show(order_id: int, config_file: ConfigFile = None) -> None:
     """The status document of an order."""
     _open(config_file)
-    document = db.read(rest_orders.document, order_id)
+    document, _ = db.read(rest_road.document, order_id)
     print(json.dumps(json.loads(document), ensure_ascii=False, indent=1))
+
+
+def _ask(method: str, path: str, body: str, settings: config.Settings) -> dict[str, Any]:
+    """By the road of the API, so that the journal has it."""
+    request = http_road.Request(method, path, body.encode())
+    answer = rest_road.take(request, sender=ACTOR, peer="", key="", settings=settings)
+    reply = http_road.reply_of(answer.raw)
+    said: dict[str, Any] = json.loads(reply.body)
+    if reply.status >= 400:
+        _fail(f"{said['place']}: {said['detail']}" if said["place"] else said["detail"])
+    return said
+
+
+@GROUPS["patient"].command("merges")
+def patient_merges(limit: Annotated[int, typer.Option(min=1)] = 50, as_json: AsJson = False,
+                   config_file: ConfigFile = None) -> None:  # fmt: skip
+    """Merges, moves and changes of identifier, newest first."""
+    _open(config_file)
+    rows, _ = db.read(merge_log.listing, limit)
+    names = ("id", "happened_at", "event", "prior", "current", "orders", "studies", "undone_at")
+    shown = [{**row, **{name: "^".join(row[name].values()) for name in ("prior", "current")}} for row in rows]
+    _show(rows if as_json else [{name: row[name] for name in names} for row in shown], as_json)
+
+
+@GROUPS["patient"].command("undo")
+def patient_undo(merge_id: int, reason: Annotated[str, typer.Option(help="for the audit trail")],
+                 config_file: ConfigFile = None) -> None:  # fmt: skip
+    """Take a merge back: all is whose it was before."""
+    _open(config_file)
+    db.run(merges.undo, merge_id, now=clock.now(), actor=ACTOR, reason=reason)
+    print(f"merge {merge_id} is taken back")
 
 
 @GROUPS["worklist"].command("list")
@@ -289,29 +369,232 @@ def worklist_list(ae: Annotated[str, typer.Option(help="AE title; empty: all")] 
     _show(rows if as_json else [{**row, "patient": row["patient"]["id"]} for row in rows], as_json)
 
 
+Filter = Annotated[str, typer.Option(rich_help_panel="Which")]
+StateFilter = Annotated[str, typer.Option(help=", ".join(MESSAGE_STATES), rich_help_panel="Which")]
+TypeFilter = Annotated[str, typer.Option("--type", help="ORM^O01, or ORM for all its events", rich_help_panel="Which")]
+TimeFilter = Annotated[str, typer.Option(help="2025-12-01, 2025-12-01T09:30, …+09:00", rich_help_panel="Which")]
+AnyNumber = Annotated[str, typer.Option(help="a number or ID of any kind", rich_help_panel="Which")]
+LANGUAGES = ("ja", "en")
+
+
 @GROUPS["message"].command("list")
 def message_list(
-    state: Annotated[str, typer.Option(help=", ".join(MESSAGE_STATES))] = "",
+    number: AnyNumber = "", accession: Filter = "", patient: Filter = "", placer: Filter = "", filler: Filter = "",
+    appointment: Filter = "", study: Filter = "", sender: Filter = "", kind: TypeFilter = "", state: StateFilter = "",
+    protocol: Filter = "", error_code: Filter = "", since: TimeFilter = "", until: TimeFilter = "",
+    after: Annotated[int, typer.Option(min=0, help="go on after this message")] = 0,
     limit: Annotated[int, typer.Option(min=1)] = 50,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
-) -> None:
+) -> None:  # fmt: skip
     """The journal, newest first."""
-    if state and state not in MESSAGE_STATES:
-        raise typer.BadParameter(f"no such state: {state}; states are {', '.join(MESSAGE_STATES)}")
-    _open(config_file)
-    rows = db.read(journal.messages, state or None, limit)
-    names = ("id", "received_at", "type", "sender", "state", "error_code", "error_place", "became")
+    settings, wanted = _wanted(
+        config_file, number=number, accession=accession, patient=patient, placer=placer, filler=filler,
+        appointment=appointment, study=study, sender=sender, type=kind, state=state, protocol=protocol,
+        error_code=error_code, since=since, until=until,
+    )  # fmt: skip
+    rows: list[dict[str, Any]] = []
+    following: int | None = after
+    while following is not None and len(rows) < limit:
+        page = db.read(
+            journal.messages, wanted, now=clock.now(), limit=limit - len(rows),
+            looked_at=settings.limits.journal_rows_max, after=following,
+        )  # fmt: skip
+        rows, following = rows + page["items"], page["next"]
+    names = ("id", "received_at", "type", "sender", "state", "age_seconds", "error_code", "error_place", "became")
     _show(rows if as_json else [{name: row[name] for name in names} for row in rows], as_json)
 
 
+@GROUPS["message"].command("exceptions")
+def message_exceptions(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """What was refused and waits for a person, counted by kind."""
+    settings = _open(config_file)
+    found = db.read(journal.exceptions, now=clock.now(), looked_at=settings.limits.journal_rows_max)
+    if not as_json:
+        print(f"refused: {found['refused']}")
+    _show(found["kinds"], as_json)
+
+
 @GROUPS["message"].command("show")
-def message_show(message_id: int, config_file: ConfigFile = None) -> None:
-    """One message with its bytes and its answer."""
+def message_show(
+    message_id: int,
+    language: Annotated[str, typer.Option(help="of the names of fields: ja, en; else the site's")] = "",
+    raw: Annotated[bool, typer.Option("--raw", help="Nothing but the bytes as they came.")] = False,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """One message: what became of it, its fields by name, its answer."""
+    if language and language not in LANGUAGES:
+        raise typer.BadParameter(f"no such language: {language}; languages are {', '.join(LANGUAGES)}")
+    settings = _open(config_file)
+    if raw:
+        sys.stdout.buffer.write(db.read(journal.get, message_id).raw)
+        return
+    row = db.read(
+        journal.message, message_id, settings=settings, language=language or settings.site.language, now=clock.now()
+    )
+    if as_json:
+        print(json.dumps(row, ensure_ascii=False, indent=1))
+        return
+    shown = {name: value for name, value in row.items() if not name.startswith(("raw", "answer_", "keys"))}
+    shown |= {"keys": ", ".join(f"{key['kind']} {key['value']}" for key in row["keys"]), "sent": row["answer_sent"]}
+    for name, value in shown.items():
+        if name != "answer":
+            print(f"{name}: {_cell(value)}")
+    for part in ("raw", "answer"):
+        print(f"\n{part}:")
+        if not row[f"{part}_segments"]:
+            print(row[part].replace("\r", "\n"))
+        for line in view.lines(row[f"{part}_segments"]):
+            print(line)
+        if row[f"{part}_segments_left"]:
+            print(f"and {row[f'{part}_segments_left']} segments more")
+
+
+@GROUPS["message"].command("replay")
+def message_replay(
+    message_id: Annotated[int | None, typer.Argument(help="Without it: all that are found.")] = None,
+    sender: Filter = "", kind: TypeFilter = "", state: StateFilter = "REJECTED", error_code: Filter = "",
+    since: TimeFilter = "", until: TimeFilter = "",
+    after: Annotated[int, typer.Option(min=0, help="go on after this message")] = 0,
+    limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 1000,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Look at refused messages again, by what is known now. What was applied is not applied twice."""
+    settings, wanted = _wanted(
+        config_file, sender=sender, type=kind, state=state, error_code=error_code, since=since, until=until
+    )
+    rows: list[dict[str, Any]] = []
+    following: int | None = after
+    if message_id is not None:
+        rows, following = [replay.replay(message_id, settings, actor=ACTOR)], None
+    while following is not None and len(rows) < limit:
+        page = replay.replay_many(
+            wanted, settings, actor=ACTOR, limit=min(limit - len(rows), settings.limits.list_items_max), after=following
+        )
+        rows, following = rows + page["items"], page["next"]
+    names = ("id", "type", "outcome", "error_code", "error_place", "error_text", "became")
+    _show(rows if as_json else [{name: row[name] for name in names} for row in rows], as_json)
+    if following is not None and not as_json:
+        print(f"{limit} were looked at, and there may be more: --after {following}")
+
+
+@GROUPS["message"].command("dismiss")
+def message_dismiss(
+    message_id: int, reason: Annotated[str, typer.Option(help="why nothing more is needed")],
+    config_file: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Take a refused message off the list of those that wait for a person."""
     _open(config_file)
-    row = db.read(journal.message, message_id)
-    for name, value in row.items():
-        print(f"{name}: {value}" if name not in ("raw", "answer") else f"{name}:\n{value.replace(chr(13), chr(10))}")
+    db.run(replay.dismiss, message_id, reason=reason, actor=ACTOR, now=clock.now())
+
+
+def _wanted(config_file: Path | None, **said: str) -> tuple[config.Settings, journal.Wanted]:
+    if said.get("state") and said["state"] not in MESSAGE_STATES:
+        raise typer.BadParameter(f"no such state: {said['state']}; states are {', '.join(MESSAGE_STATES)}")
+    settings = _open(config_file)
+    return settings, journal.wanted(said, settings.site.timezone)
+
+
+ProfileFile = Annotated[Path, typer.Argument(help="the profile, a TOML file")]
+
+
+@GROUPS["mapping"].command("check")
+def mapping_check(file: ProfileFile, config_file: ConfigFile = None) -> None:
+    """Every fault of a profile, with its line."""
+    _open(config_file)
+    text = _read(file)
+    profile, problems = db.read(lambda session: mapping.look(text, store.find(session)))
+    below = profile.chain if profile else ()
+    for problem in problems:
+        where = f"{problem.profile}, " if problem.profile in below else ""
+        print(f"{file}: {where}line {problem.line}: {'warning: ' if problem.warning else ''}{problem.text}")
+    if profile is None:
+        _fail(f"{file}: not in order")
+    else:
+        print(f"{profile.name}: in order")
+
+
+@GROUPS["mapping"].command("try")
+def mapping_try(
+    file: ProfileFile,
+    message: Annotated[str, typer.Option(help="a file with one message, or its number in the journal")],
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """What the profile makes of a message: each value with its source, and what of the message is not used."""
+    settings = _open(config_file)
+    text = _read(file)
+    profile = db.read(lambda session: mapping.parse(text, store.find(session)))
+    if message.isascii() and message.isdigit():
+        msg = db.read(trial.message_of, int(message), settings)
+    else:
+        msg = trial.read_message(_read_bytes(Path(message)), settings)
+    tried = trial.try_message(msg, profile, settings.site)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(tried), ensure_ascii=False, indent=1))
+        return
+    for line in trial.lines(tried):
+        print(line)
+
+
+@GROUPS["mapping"].command("diff")
+def mapping_diff(
+    file: ProfileFile,
+    last: Annotated[int, typer.Option(min=1, help="so many of the last messages")] = 100,
+    as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:
+    """What the last messages would become with this profile, against now. Nothing is stored."""
+    settings = _open(config_file)
+    text = _read(file)
+    profile = db.read(lambda session: mapping.parse(text, store.find(session)))
+    found = db.read(trial.diff, profile, min(last, settings.limits.list_items_max), settings)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1))
+        return
+    for one in found.differences:
+        print(f"message {one.message_pk} {one.type}: {one.outcome}")
+        for line in one.lines:
+            print(f"  {line}")
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.counts.items()))
+    print(f"looked at {found.looked_at}: {counts or 'none'}")
+
+
+@GROUPS["mapping"].command("put")
+def mapping_put(file: ProfileFile, config_file: ConfigFile = None) -> None:
+    """Take it into use, as a new version. The broker reads the next message with it."""
+    _open(config_file)
+    name, version, outcome = db.run(store.put, _read(file), now=clock.now(), actor=ACTOR)
+    print(f"{name} v{version}: {outcome}")
+
+
+@GROUPS["mapping"].command("list")
+def mapping_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
+    """The site's profiles with their versions, and those that are shipped."""
+    _open(config_file)
+    own = [{"name": row.name, "version": row.version, "in_use": row.active, "made_by": row.made_by,
+            "made_at": clock.iso(row.created_at)} for row in db.read(store.rows)]  # fmt: skip
+    shipped = [{"name": name, "version": "shipped", "in_use": True, "made_by": "", "made_at": ""}
+               for name in mapping.shipped_names()]  # fmt: skip
+    _show([*own, *shipped], as_json)
+
+
+@GROUPS["mapping"].command("show")
+def mapping_show(name: str, version: Annotated[int | None, typer.Option(min=1)] = None,
+                 config_file: ConfigFile = None) -> None:  # fmt: skip
+    """The text of a profile, as it is in use or of that version."""
+    _open(config_file)
+    print(db.read(store.text_of, name, version), end="")
+
+
+@GROUPS["mapping"].command("rollback")
+def mapping_rollback(name: str, to: Annotated[int | None, typer.Option(min=1, help="else the one before")] = None,
+                     config_file: ConfigFile = None) -> None:  # fmt: skip
+    """Take an earlier version into use again."""
+    _open(config_file)
+    print(f"{name} v{db.run(store.rollback, name, to, now=clock.now(), actor=ACTOR)} is in use")
 
 
 @GROUPS["config"].command("show")
@@ -334,6 +617,13 @@ def config_check(config_file: ConfigFile = None) -> None:
         raise ConfigError("data_dir", f"cannot be written: {error.strerror}; set BROKER_DATA_DIR") from None
     _open(config_file)
     print("settings, data folder and database are in order")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(str(path), f"cannot be read: {error.strerror}") from None
 
 
 def _read(path: Path) -> str:

@@ -8,6 +8,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from broker import db, log
 from broker.archive import commit, gate, performed_by_images
 from broker.config import Settings
+from broker.ris_bridge import folders, polling
 
 
 def passes(settings: Settings) -> dict[str, Callable[[], object]]:
@@ -16,6 +17,8 @@ def passes(settings: Settings) -> dict[str, Callable[[], object]]:
         "settle and decide": lambda: gate.work(settings),
         "commit": lambda: commit.work(settings),
         "exams without MPPS": lambda: performed_by_images.work(settings),
+        "folders": lambda: folders.work(settings),
+        "polling": lambda: polling.work(settings),
     }
 
 

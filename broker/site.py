@@ -11,11 +11,25 @@ from sqlmodel import Session, col, select
 
 from broker import audit, clock, db, ids, log
 from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
-from broker.model.site import ApiToken, Node, Sender, UnknownPeer
-from broker.site_toml import MASK, Entry, NodeEntry, SenderEntry, TokenEntry, emit, parse, problem
+from broker.model.site import ApiToken, Intake, Node, Sender, UnknownPeer
+from broker.ris_bridge.mapping import store
+from broker.site_toml import (
+    MASK,
+    Entry,
+    IntakeEntry,
+    MappingEntry,
+    NodeEntry,
+    SenderEntry,
+    TokenEntry,
+    emit,
+    parse,
+    problem,
+)  # fmt: skip
 
-SiteRow = Node | Sender | ApiToken
-TABLES: dict[type[Entry], type[SiteRow]] = {NodeEntry: Node, SenderEntry: Sender, TokenEntry: ApiToken}
+SiteRow = Node | Sender | Intake | ApiToken
+TABLES: dict[type[Entry], type[SiteRow]] = {
+    NodeEntry: Node, SenderEntry: Sender, IntakeEntry: Intake, TokenEntry: ApiToken,
+}  # fmt: skip
 SITE_FILE_BYTES_MAX = 16 * 1024**2
 
 E = TypeVar("E", bound=Entry)
@@ -27,6 +41,10 @@ def nodes(session: Session) -> Sequence[Node]:
 
 def senders(session: Session) -> Sequence[Sender]:
     return session.exec(select(Sender).order_by(col(Sender.name))).all()
+
+
+def intakes(session: Session) -> Sequence[Intake]:
+    return session.exec(select(Intake).order_by(col(Intake.name))).all()
 
 
 def tokens(session: Session) -> Sequence[ApiToken]:
@@ -53,12 +71,20 @@ def add_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **f
     return _add(session, _entry(SenderEntry, name=name, **fields), now=now, actor=actor)
 
 
+def add_intake(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    return _add(session, _entry(IntakeEntry, name=name, **fields), now=now, actor=actor)
+
+
 def remove_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str) -> None:
     _remove(session, NodeEntry, ae_title, now=now, actor=actor)
 
 
 def remove_sender(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
     _remove(session, SenderEntry, name, now=now, actor=actor)
+
+
+def remove_intake(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
+    _remove(session, IntakeEntry, name, now=now, actor=actor)
 
 
 def create_token(session: Session, name: str, role: str, *, now: dt.datetime, actor: str, secret: str = "") -> str:
@@ -85,9 +111,10 @@ def token_digest(secret: str) -> str:
 
 def export(session: Session) -> str:
     """The whole site as a site file, secrets masked."""
-    rows: list[SiteRow] = [*nodes(session), *senders(session), *tokens(session)]
+    rows: list[SiteRow] = [*nodes(session), *senders(session), *intakes(session), *tokens(session)]
     kinds = {table: kind for kind, table in TABLES.items()}
-    return emit([_entry_of(kinds[type(row)], row) for row in rows])
+    entries = [_entry_of(kinds[type(row)], row) for row in rows]
+    return emit([*entries, *(MappingEntry(name=row.name, text=row.text) for row in store.active_rows(session))])
 
 
 def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor: str) -> list[tuple[str, str]]:
@@ -158,6 +185,8 @@ def _add(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
 
 def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
     """Afterwards the row is what the entry says; what the entry leaves out is at its default."""
+    if isinstance(entry, MappingEntry):
+        return store.put(session, entry.text, now=now, actor=actor, name=entry.name)[2]
     subject, values = f"{entry.word}:{entry.named}", entry.model_dump()
     row = _find(session, entry, entry.named)
     if isinstance(entry, TokenEntry) and entry.secret != MASK:
@@ -179,6 +208,9 @@ def _change(
         return "unchanged"
     for column, (_, new) in changes.items():
         setattr(row, column, new)
+    if isinstance(row, Intake):
+        row.next_at = None
+        row.cursor = "" if "url" in changes else row.cursor  # another system counts by itself
     session.add(row)
     audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=changes)
     return "changed"

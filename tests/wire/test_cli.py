@@ -94,7 +94,7 @@ NODE = ("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104")
         (("sender", "add", "RIS", "--messages", "ORM,order"), {}, 1, "sender messages.1: must be a message type, such as"),
         (("sender", "add", "RIS", "--character-set", "utf\\8"), {}, 1, "sender character_set: must be as MSH-18 has it"),
         (("sender", "add", "R\tIS"), {}, 1, "sender name: must not hold control characters"),
-        (("message", "list", "--state", "BOGUS"), {}, 2, "states are APPLIED, RECEIVED, REJECTED"),
+        (("message", "list", "--state", "BOGUS"), {}, 2, "states are APPLIED, DISMISSED, RECEIVED, REJECTED"),
         (("message", "list", "--limit", "-5"), {}, 2, "Invalid value for '--limit'"),
         (("node", "list"), {"BROKER_DATABASE_URL": "postgresql+psycopg://127.0.0.1:1/x"}, 1, "is it up?"),
     ],
