@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from sqlmodel import Session
 
+from broker import db
 from broker.model.work import AuditEvent
 
 Action = Literal[
@@ -31,4 +32,5 @@ def record(
     **detail: Any,
 ) -> None:
     """subject: `order:17`. detail: keys, identifiers, states; before and after where a value changed."""
-    session.add(AuditEvent(at=now, actor=actor, action=action, subject=subject, outcome=outcome, detail=detail))
+    said = {"at": now, "actor": actor, "action": action, "subject": subject, "outcome": outcome, "detail": detail}
+    db.append(session, AuditEvent, said)

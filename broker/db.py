@@ -3,6 +3,9 @@
 `run` replays the whole function when the database asks for it, so a service must be free of side effects other
 than rows. Every transaction ends by calling the finishers (status documents follow their rows, ADR 0005).
 
+Two ways to the rows. Entities (`session.exec`, `session.add`) are the rule. What every message asks and writes goes by
+`Prepared` statements, `insert`, `update` and `append`: plain columns, at a tenth of the cost.
+
 Nobody waits without end (durability.md 1.7): a transaction has its time, with all its turns, locks and replays. Over it
 an error is raised of which `is_away` says that it is nobody's fault but the database's."""
 
@@ -12,15 +15,21 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sqlalchemy import event
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy import Table, bindparam, event
+from sqlalchemy import insert as sa_insert
+from sqlalchemy import select as sa_select
+from sqlalchemy import update as sa_update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import Connection, Dialect, Engine
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as NoTurn
 from sqlalchemy.types import DateTime, TypeDecorator
@@ -255,11 +264,12 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     with _time():
         for n in range(REPLAYS_MAX):
             try:
-                with _turn(), Session(engine(), expire_on_commit=False) as session, session.begin():
+                with _turn(), Appending(engine(), expire_on_commit=False) as session, session.begin():
                     result = fn(session, *args, **kwargs)
                     session.flush()
                     for finisher in _finishers:
                         finisher(session)
+                    session.flush()
                 return result
             except DBAPIError as error:  # BrokerErrors pass through: rollback, no replay
                 limit = UNIQUE_REPLAYS_MAX if is_unique_violation(error) else REPLAYS_MAX
@@ -274,8 +284,13 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 def lock(session: Session, table: type[R], pk: int) -> R:
     """The row as it is now, ours until the transaction ends. Lock in the order patient, order, study."""
-    query = select(table).where(table.pk == pk).with_for_update()  # type: ignore[attr-defined]
-    return session.exec(query.execution_options(populate_existing=True)).one()
+    return session.exec(_locking(table), params={"key": pk}).one()
+
+
+@cache
+def _locking(table: type[R]) -> Any:
+    query = select(table).where(table.pk == bindparam("key")).with_for_update()  # type: ignore[attr-defined]
+    return query.execution_options(populate_existing=True)
 
 
 @contextlib.contextmanager
@@ -299,6 +314,208 @@ def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     bound = engine().execution_options(**options)
     with _time(), Session(bound, expire_on_commit=False) as session, session.begin():
         return fn(session, *args, **kwargs)
+
+
+# Statements made once. A database answers a small one sooner than an entity is made of its row.
+
+
+def columns(*wanted: Any) -> Any:
+    """A select whose rows are columns, as many as one likes (sqlmodel's types know up to four)."""
+    return sa_select(*wanted)
+
+
+class Prepared:
+    """`STEPS = Prepared(select(…))`, and then again and again `STEPS.rows(session, …)`.
+
+    SQLAlchemy compiles it, once for each database; its types count, and its errors are raised. The text then goes to
+    the driver itself. A list to expand (`IN`) is left to SQLAlchemy, and costs what it costs there."""
+
+    def __init__(self, statement: Any, columns: Sequence[str] | None = None) -> None:
+        """columns: to be written, where the statement does not say it itself."""
+        self._statement, self._columns = statement, columns
+        self._ready: _Ready | None = None
+
+    def rows(self, session: Session, **values: Any) -> Sequence[Any]:
+        """With the columns as attributes: as they are now, not as this session met them before. They show what it has
+        changed, but not what was appended."""
+        Session.flush(session)
+        connection = session.connection()
+        ready = self._for(connection.dialect)
+        if ready.expands:
+            return connection.execute(self._statement, values).all()
+        return ready.execute(connection, ready.bound(values))
+
+    def first(self, session: Session, **values: Any) -> Any:
+        return next(iter(self.rows(session, **values)), None)
+
+    def execute_many(self, session: Session, values: Sequence[Mapping[str, Any]]) -> None:
+        connection = session.connection()
+        ready = self._for(connection.dialect)
+        ready.execute(connection, [ready.bound(one) for one in values], many=True)
+
+    def _for(self, dialect: Dialect) -> "_Ready":
+        if self._ready is None or self._ready.dialect is not dialect:
+            self._ready = _Ready(self._statement, self._columns, dialect)
+        return self._ready
+
+
+class _Ready:
+    """A statement as the driver of one database takes it."""
+
+    def __init__(self, statement: Any, columns: Sequence[str] | None, dialect: Dialect) -> None:
+        self.dialect = dialect
+        compiled = statement.compile(dialect=dialect, column_keys=columns)
+        self._text = str(compiled)
+        self._places = compiled.positiontup if compiled.positional else None
+        self.expands = any(bind.expanding for bind in compiled.bind_names)
+        binds = {name: bind for bind, name in compiled.bind_names.items()}
+        processors = {name: bind.type.dialect_impl(dialect).bind_processor(dialect) for name, bind in binds.items()}
+        self._bind = {name: process for name, process in processors.items() if process}
+        self._constants = {name: compiled.params[name] for name, bind in binds.items() if not bind.required}
+        read = list(statement.exported_columns)
+        self._row: Any = namedtuple("Row", [column.key for column in read], rename=True) if read else None
+        results = [column.type.dialect_impl(dialect).result_processor(dialect, None) for column in read]
+        self._read = [(place, process) for place, process in enumerate(results) if process]
+
+    def bound(self, values: Mapping[str, Any]) -> Any:
+        """By place or by name, as the driver wants it."""
+        said = {**self._constants, **values}
+        for name, process in self._bind.items():
+            said[name] = process(said[name])
+        return said if self._places is None else [said[name] for name in self._places]
+
+    def execute(self, connection: Connection, bound: Any, *, many: bool = False) -> list[Any]:
+        _in_time()
+        driver: Any = connection.connection
+        cursor = driver.cursor()
+        try:
+            (cursor.executemany if many else cursor.execute)(self._text, bound)
+            return [self._made(row) for row in cursor.fetchall()] if self._row else []
+        except self.dialect.loaded_dbapi.Error as error:
+            raise self._told(connection, error) from error
+        finally:
+            cursor.close()
+
+    def _made(self, row: Sequence[Any]) -> Any:
+        if self._read:
+            row = list(row)
+            for place, process in self._read:
+                row[place] = process(row[place])
+        return self._row._make(row)
+
+    def _told(self, connection: Connection, error: Any) -> BaseException:
+        """The error as SQLAlchemy raises it: a connection that is lost is not used again."""
+        is_lost = self.dialect.is_disconnect(error, connection.connection, None)
+        if is_lost:
+            connection.invalidate(error)
+        return DBAPIError.instance(
+            self._text, None, error, self.dialect.loaded_dbapi.Error, hide_parameters=True,
+            connection_invalidated=is_lost, dialect=self.dialect,
+        )  # fmt: skip
+
+
+def insert(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> int:
+    """The key of the new row. What is not said is the column's default."""
+    key: int = _inserting(table).first(session, **_with_defaults(table, values))[0]
+    return key
+
+
+def insert_new(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> int | None:
+    """None where a row with the same unique key is there; who inserts it at this moment is waited for."""
+    made = _inserting_new(table, is_sqlite()).first(session, **_with_defaults(table, values))
+    return made and made[0]
+
+
+def update(session: Session, table: type[SQLModel], key: int, values: Mapping[str, Any]) -> None:
+    """One row by its key. An entity of it that this session has does not know."""
+    said = {name: make(None) for name, make in _on_update(table)} | dict(values)
+    _updating(table, tuple(said)).rows(session, **said, the_key=key)
+
+
+def append(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> None:
+    """A row that nobody asks for before the next flush, which writes all of them in the order in which they came."""
+    assert isinstance(session, Appending), "rows are appended inside of run"
+    session.info.setdefault(APPENDED, {}).setdefault(table, []).append(_with_defaults(table, values))
+
+
+APPENDED = "appended rows"
+
+
+class Appending(Session):
+    """The session of a writing transaction."""
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        super().flush(objects)
+        for table, rows in self.info.pop(APPENDED, {}).items():
+            _appending(table).execute_many(self, rows)
+
+
+@event.listens_for(Appending, "after_soft_rollback")
+def _forget_appended(session: Session, _transaction: Any) -> None:
+    """A savepoint begins with a flush: what is not written was appended since."""
+    session.info.pop(APPENDED, None)
+
+
+def _table(table: type[SQLModel]) -> Table:
+    return table.__table__  # type: ignore[attr-defined]
+
+
+@cache
+def _inserting(table: type[SQLModel]) -> Prepared:
+    rows = _table(table)
+    return Prepared(sa_insert(rows).returning(*rows.primary_key), _written(table))
+
+
+@cache
+def _inserting_new(table: type[SQLModel], is_sqlite: bool) -> Prepared:
+    rows = _table(table)
+    statement = (sqlite.insert if is_sqlite else postgresql.insert)(rows).on_conflict_do_nothing()
+    return Prepared(statement.returning(*rows.primary_key), _written(table))
+
+
+@cache
+def _appending(table: type[SQLModel]) -> Prepared:
+    return Prepared(sa_insert(_table(table)).inline(), _written(table))
+
+
+@cache
+def _updating(table: type[SQLModel], columns: tuple[str, ...]) -> Prepared:
+    rows = _table(table)
+    assert set(columns) <= set(rows.columns.keys()), f"{table.__name__}: there is no column of that name"
+    (key,) = rows.primary_key
+    return Prepared(sa_update(rows).where(key == bindparam("the_key")), columns)
+
+
+@cache
+def _written(table: type[SQLModel]) -> list[str]:
+    """All but the key that the database counts."""
+    rows = _table(table)
+    return [column.key for column in rows.columns if column is not rows.autoincrement_column]
+
+
+def _with_defaults(table: type[SQLModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    constants, makers = _defaults(table)
+    said = {**constants, **values}
+    for name, make in makers:
+        if name not in said:
+            said[name] = make(None)
+    assert len(said) == len(_written(table)), f"{table.__name__}: there is no column of that name, or one is missing"
+    return said
+
+
+@cache
+def _defaults(table: type[SQLModel]) -> tuple[dict[str, Any], list[tuple[str, Callable[[Any], Any]]]]:
+    """Of columns that say one; and those that are made anew for each row."""
+    said: list[Any] = [column for column in _table(table).columns if column.default is not None]
+    nullable = {column.key: None for column in _table(table).columns if column.nullable and column.default is None}
+    constants = {column.key: column.default.arg for column in said if column.default.is_scalar}
+    return nullable | constants, [(column.key, column.default.arg) for column in said if column.default.is_callable]
+
+
+@cache
+def _on_update(table: type[SQLModel]) -> list[tuple[str, Callable[[Any], Any]]]:
+    columns: list[Any] = [column for column in _table(table).columns if column.onupdate is not None]
+    return [(column.key, column.onupdate.arg) for column in columns]
 
 
 class Lookout(Generic[T]):

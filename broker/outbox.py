@@ -3,11 +3,14 @@
 import datetime as dt
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlmodel import Session
 
-from broker import ids
+from broker import db, ids
 from broker.model.work import Destination, Outbox
 
+DESTINATIONS = db.Prepared(
+    db.columns(Destination.pk, Destination.name, Destination.kind, Destination.events).order_by(Destination.pk)
+)
 TOUCHED = "touched orders"
 
 
@@ -24,17 +27,11 @@ def touched(session: Session) -> set[int]:
 
 def emit(session: Session, event: str, *, lane: str, body: dict[str, Any], now: dt.datetime) -> None:
     """One row for each destination that subscribed to `event`, in the caller's transaction."""
-    for destination in session.exec(select(Destination).order_by(Destination.pk)):  # type: ignore[arg-type]
+    for destination in DESTINATIONS.rows(session):
         if destination.events and event not in destination.events:
             continue
-        session.add(
-            Outbox(
-                destination_pk=destination.key,
-                lane=f"{destination.name}|{lane}",
-                kind=destination.kind,
-                event=event,
-                body=body,
-                control_id=ids.control_id(),
-                due_at=now,
-            )
-        )
+        sent = {
+            "destination_pk": destination.pk, "lane": f"{destination.name}|{lane}", "kind": destination.kind,
+            "event": event, "body": body, "control_id": ids.control_id(), "due_at": now,
+        }  # fmt: skip
+        db.append(session, Outbox, sent)

@@ -6,14 +6,13 @@ import datetime as dt
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, and_, exists, or_, update
+from sqlalchemy import bindparam, false, or_, true, union, union_all, update
 from sqlmodel import Session, col, select
-from sqlmodel.sql.expression import SelectOfScalar
 
-from broker import clock, outbox
+from broker import clock, db, outbox
 from broker.archive.performed_by_images import is_quiet
 from broker.config import Settings
 from broker.errors import DuplicateKey, InvalidValue, UnknownKey
@@ -24,7 +23,6 @@ from broker.model.performed import PerformedSeries, PerformedStep, PerformedStep
 from broker.model.status import Counter, OrderStatus, StatusChange
 from broker.mpps.rules import FINAL, WRONG_ENTRY
 
-T = TypeVar("T")
 FEED = "status_change"
 MISSING_SHOWN_MAX = 1_000  # SOP Instance UIDs in images.missing
 FINISHED = ("COMPLETED", "DISCONTINUED", "CANCELED", "EXPIRED", "NO_SHOW")
@@ -85,6 +83,94 @@ def state_of(facts: Facts) -> str:
     return "ARRIVED" if steps & {"ARRIVED", "READY"} else "SCHEDULED"
 
 
+# What is asked of each order that changes. Columns show a row as it is now, not as the session met it before it waited
+# for a lock.
+
+OF: Any = bindparam("order_pk")
+KNOWN = db.Prepared(
+    db.columns(OrderStatus.pk, OrderStatus.document, OrderStatus.version, OrderStatus.state)
+    .where(OrderStatus.order_pk == OF)
+    .with_for_update()
+)
+# A row for each station of each step of each procedure.
+PARTS = db.Prepared(
+    db.columns(
+        RequestedProcedure.pk, RequestedProcedure.requested_procedure_id, RequestedProcedure.placer_number,
+        RequestedProcedure.filler_number, RequestedProcedure.study_instance_uid,
+        col(ScheduledStep.pk).label("step_pk"), ScheduledStep.sps_id, ScheduledStep.modality, ScheduledStep.start_date,
+        ScheduledStep.start_time, ScheduledStep.status, ScheduledStation.ae_title,
+    )
+    .outerjoin(ScheduledStep, ScheduledStep.requested_procedure_pk == RequestedProcedure.pk)
+    .outerjoin(ScheduledStation, ScheduledStation.step_pk == ScheduledStep.pk)
+    .where(RequestedProcedure.order_pk == OF)
+    .order_by(RequestedProcedure.pk, ScheduledStep.pk, ScheduledStation.pk)
+)  # fmt: skip
+# The MPPS that its steps follow.
+_followed = (
+    db.columns(
+        PerformedStepLink.step_pk, PerformedStep.pk, PerformedStep.sop_instance_uid, PerformedStep.status,
+        PerformedStep.study_instance_uid, PerformedStep.discontinuation_code, PerformedStep.discontinuation_scheme,
+    )
+    .join(PerformedStep, PerformedStep.pk == PerformedStepLink.performed_pk)
+    .join(ScheduledStep, ScheduledStep.pk == PerformedStepLink.step_pk)
+    .where(ScheduledStep.order_pk == OF, PerformedStepLink.propagated)
+)  # fmt: skip
+PERFORMED = db.Prepared(_followed.order_by(PerformedStep.pk))
+# The studies that were decided for it, aliases included; and images that name it by its Study UID, which belong to it
+# until somebody decides otherwise.
+_its_studies = db.columns(StudyOrder.study_pk).where(StudyOrder.order_pk == OF)
+_planned_uids = db.columns(RequestedProcedure.study_instance_uid).where(RequestedProcedure.order_pk == OF)
+_is_undecided = ~db.columns(StudyOrder.pk).where(StudyOrder.study_pk == Study.pk).exists()
+_study = (
+    Study.pk, Study.study_instance_uid, Study.state, Study.flags, Study.quiet_at, Study.last_received_at,
+)  # fmt: skip
+STUDIES = db.Prepared(
+    union_all(
+        db.columns(*_study, true().label("linked")).where(col(Study.pk).in_(_its_studies)),
+        db.columns(*_study, false()).where(
+            col(Study.study_instance_uid).in_(
+                union(_planned_uids, _followed.with_only_columns(PerformedStep.study_instance_uid))
+            ),
+            _is_undecided,
+        ),
+    ).order_by("pk")
+)
+# The open ones about its images.
+CASES = db.Prepared(
+    db.columns(ReconciliationCase.reasons)
+    .where(ReconciliationCase.kind == "study", ReconciliationCase.state != "RESOLVED")
+    .where(
+        or_(
+            col(ReconciliationCase.order_pk) == OF,
+            col(ReconciliationCase.study_pk).in_(bindparam("studies", expanding=True)),
+        )
+    )
+    .order_by(ReconciliationCase.pk)
+)
+# With the patient's leading identifier. has_more: whether the last three may find something; mostly they cannot.
+ORDER = db.Prepared(
+    db.columns(
+        ImagingOrder.accession_number, ImagingOrder.accession_issuer, ImagingOrder.reported_at,
+        PatientIdentifier.value, PatientIdentifier.issuer,
+        or_(
+            _followed.exists(), _its_studies.exists(),
+            db.columns(Study.pk).where(col(Study.study_instance_uid).in_(_planned_uids), _is_undecided).exists(),
+            db.columns(ReconciliationCase.pk).where(ReconciliationCase.order_pk == OF).exists(),
+        ).label("has_more"),
+    )
+    .outerjoin(PatientIdentifier, PatientIdentifier.patient_pk == ImagingOrder.patient_pk)
+    .where(ImagingOrder.pk == OF)
+    .order_by(PatientIdentifier.retired, PatientIdentifier.pk)
+    .limit(1)
+)  # fmt: skip
+COUNT = db.Prepared(
+    update(Counter)
+    .where(col(Counter.name) == FEED)
+    .values(value=Counter.value + bindparam("more"))
+    .returning(col(Counter.value))
+)
+
+
 # Publishing
 
 
@@ -95,67 +181,46 @@ def publish(session: Session) -> None:
     if not changed:
         return
     session.flush()
-    counted = (
-        update(Counter)
-        .where(col(Counter.name) == FEED)
-        .values(value=Counter.value + len(changed))
-        .returning(col(Counter.value))
-    )
-    last = session.exec(counted).scalar_one()
+    last = COUNT.first(session, more=len(changed)).value
     for n, row in enumerate(changed, start=1):
-        session.add(
-            StatusChange(
-                sequence=last - len(changed) + n, order_pk=row.order_pk, version=row.version, state=row.state,
-                document=row.document, at=row.changed_at,
-            )
-        )  # fmt: skip
-    session.flush()
+        db.append(session, StatusChange, row | {"sequence": last - len(changed) + n})
 
 
-def _renewed(session: Session, order_pk: int) -> OrderStatus | None:
-    """The lock comes before the look: of two transactions that change one order the later sees what the first did."""
-    row = session.exec(_fresh(select(OrderStatus).where(OrderStatus.order_pk == order_pk).with_for_update())).first()
+def _renewed(session: Session, order_pk: int) -> dict[str, Any] | None:
+    """The next row of the feed, but for its number. The lock comes before the look: of two transactions that change one
+    order the later sees what the first did."""
+    known = KNOWN.first(session, order_pk=order_pk)
     document = _derive(session, order_pk)
-    if row is not None:
-        before = json.loads(row.document)
+    if known is not None:
+        before = json.loads(known.document)
         if before == {**document, "version": before["version"], "updated_at": before["updated_at"]}:
             return None
     now = clock.now()
-    row = row or OrderStatus(order_pk=order_pk, version=0, state="", document="", changed_at=now)
-    row.version += 1
-    document |= {"version": row.version, "updated_at": clock.iso(now)}
-    event = "order.changed" if row.state == document["state"] else EVENTS.get(document["state"], "order.changed")
-    row.state, row.document, row.changed_at = document["state"], json.dumps(document, ensure_ascii=False), now
-    session.add(row)
+    state, version = document["state"], (known.version if known else 0) + 1
+    document |= {"version": version, "updated_at": clock.iso(now)}
+    row = {"version": version, "state": state, "document": json.dumps(document, ensure_ascii=False)}
+    if known is None:
+        db.insert(session, OrderStatus, {**row, "order_pk": order_pk, "changed_at": now})
+    else:
+        db.update(session, OrderStatus, known.pk, {**row, "changed_at": now})
+    is_the_same = known is not None and known.state == state
+    event = "order.changed" if is_the_same else EVENTS.get(state, "order.changed")
     outbox.emit(session, event, lane=document["accession_number"], body=document, now=now)
-    return row
-
-
-def _fresh(query: SelectOfScalar[T]) -> SelectOfScalar[T]:
-    """Rows as they are now, not as this session met them before it waited for a lock."""
-    return query.execution_options(populate_existing=True)
+    return {**row, "order_pk": order_pk, "at": now}
 
 
 def _derive(session: Session, order_pk: int) -> dict[str, Any]:
-    order = session.exec(_fresh(select(ImagingOrder).where(ImagingOrder.pk == order_pk))).one()
-    procedures = session.exec(
-        _fresh(select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk))
-        .order_by(col(RequestedProcedure.pk))
-    ).all()  # fmt: skip
-    steps = session.exec(
-        _fresh(select(ScheduledStep).where(ScheduledStep.order_pk == order_pk)).order_by(col(ScheduledStep.pk))
-    ).all()
-    performed = _performed(session, [step.key for step in steps])
-    images = _images(session, order, procedures, performed)
+    order = ORDER.first(session, order_pk=order_pk)
+    parts = PARTS.rows(session, order_pk=order_pk)
+    procedures = list({one.pk: one for one in parts}.values())
+    steps = {one.step_pk: one for one in parts if one.step_pk}
+    titles = {pk: [one.ae_title for one in parts if one.step_pk == pk and one.ae_title] for pk in steps}
+    performed = PERFORMED.rows(session, order_pk=order_pk) if order.has_more else ()
+    images = _images(session, order_pk, performed) if order.has_more else Images()
     facts = Facts(
-        steps=[step.status for step in steps], expected=images.expected, received=images.received,
+        steps=[step.status for step in steps.values()], expected=images.expected, received=images.received,
         available=images.available, held=images.held, reported=order.reported_at is not None,
     )  # fmt: skip
-    leading = session.exec(
-        select(PatientIdentifier.value, PatientIdentifier.issuer)
-        .where(PatientIdentifier.patient_pk == order.patient_pk)
-        .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
-    ).first()
     uids = list(dict.fromkeys([*(one.study_instance_uid for one in procedures), *images.study_uids]))
     return {
         "order_id": order_pk,
@@ -166,9 +231,9 @@ def _derive(session: Session, order_pk: int) -> dict[str, Any]:
              "filler_order_number": one.filler_number}
             for one in procedures
         ],
-        "patient": {"id": leading[0] if leading else "", "issuer": leading[1] if leading else ""},
+        "patient": {"id": order.value or "", "issuer": order.issuer or ""},
         "state": state_of(facts),
-        "steps": [_step(session, step, performed) for step in steps],
+        "steps": [_step(steps[pk], titles[pk], performed) for pk in sorted(steps)],
         "study_instance_uids": uids,
         "images": {"announced": images.announced, "received": len(facts.received), "available": len(facts.available),
                    "missing": sorted(facts.expected - facts.received)[:MISSING_SHOWN_MAX]},
@@ -177,47 +242,28 @@ def _derive(session: Session, order_pk: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _performed(session: Session, step_pks: list[int]) -> list[tuple[int, PerformedStep]]:
-    """(step, MPPS) of those that the steps follow."""
-    query = (
-        select(PerformedStepLink.step_pk, PerformedStep)
-        .where(PerformedStepLink.performed_pk == PerformedStep.pk)
-        .where(col(PerformedStepLink.step_pk).in_(step_pks), col(PerformedStepLink.propagated))
-        .order_by(col(PerformedStep.pk))
-    )
-    return list(session.exec(query.execution_options(populate_existing=True)).all())
-
-
 @dataclass(frozen=True)
 class Images:
     """SOP Instance UIDs. study_uids: of the studies that were decided for the order, aliases included."""
 
-    announced: int
-    expected: frozenset[str]
-    received: frozenset[str]
-    available: frozenset[str]
-    study_uids: Sequence[str]
-    held: Sequence[str]
+    announced: int = 0
+    expected: frozenset[str] = frozenset()
+    received: frozenset[str] = frozenset()
+    available: frozenset[str] = frozenset()
+    study_uids: Sequence[str] = ()
+    held: Sequence[str] = ()
 
 
-def _images(
-    session: Session,
-    order: ImagingOrder,
-    procedures: Sequence[RequestedProcedure],
-    performed: Sequence[tuple[int, PerformedStep]],
-) -> Images:
+def _images(session: Session, order_pk: int, performed: Sequence[Any]) -> Images:
     """Expected: the instances of all final MPPS; without MPPS, all received. Final MPPS that name none do not say how
     many are to come: nothing is known then until the studies are quiet. What a person rejected is not expected."""
-    final = [one for _, one in performed if one.status in FINAL and not _is_wrong_entry(one)]
+    final = [one for one in performed if one.status in FINAL and not _is_wrong_entry(one)]
     announced = _announced(session, final)
-    planned = {one.study_instance_uid for one in procedures} | {one.study_instance_uid for _, one in performed}
-    linked = session.exec(select(StudyOrder.study_pk).where(StudyOrder.order_pk == order.pk)).all()
-    found = session.exec(
-        select(Study).where(or_(col(Study.pk).in_(linked), _unlinked(planned))).order_by(col(Study.pk))
-    ).all()
+    found = STUDIES.rows(session, order_pk=order_pk)
+    linked = [one.pk for one in found if one.linked]
     here = [
         one.pk for one in found
-        if one.pk in linked or (one.state in UNDECIDED and "UNSCHEDULED" not in one.flags)
+        if one.linked or (one.state in UNDECIDED and "UNSCHEDULED" not in one.flags)
     ]  # fmt: skip
     instances = session.exec(
         select(Instance.study_pk, Instance.sop_instance_uid, Instance.state).where(
@@ -227,62 +273,48 @@ def _images(
     gone = {uid for _, uid, state in instances if state in GONE}
     received = frozenset(uid for study_pk, uid, state in instances if study_pk in here and state not in GONE)
     available = frozenset(uid for study_pk, uid, state in instances if study_pk in linked and state == "STORED")
-    is_known = announced or not final or all(is_quiet(one) for one in found if one.pk in linked)
+    is_known = announced or not final or all(is_quiet(one) for one in found if one.linked)
     return Images(
         announced=len(announced),
         expected=frozenset(announced or received) - gone if is_known else frozenset(),
         received=received,
         available=available,
-        study_uids=[one.study_instance_uid for one in found if one.pk in linked],
-        held=_held(session, order, here),
+        study_uids=[one.study_instance_uid for one in found if one.linked],
+        held=_held(session, order_pk, here),
     )
 
 
-def _announced(session: Session, final: Sequence[PerformedStep]) -> set[str]:
+def _announced(session: Session, final: Sequence[Any]) -> set[str]:
     named = select(PerformedSeries.instance_uids).where(
-        col(PerformedSeries.performed_pk).in_([one.key for one in final])
+        col(PerformedSeries.performed_pk).in_([one.pk for one in final])
     )
     return {uid for uids in session.exec(named) for uid in uids}
 
 
-def _is_wrong_entry(one: PerformedStep) -> bool:
+def _is_wrong_entry(one: Any) -> bool:
     """Made from the wrong worklist item (110514): it promises nothing to this order."""
     return (one.discontinuation_code, one.discontinuation_scheme) == WRONG_ENTRY
 
 
-def _unlinked(uids: set[str]) -> ColumnElement[bool]:
-    """Images that name the order by its Study UID belong to it until somebody decides otherwise."""
-    elsewhere = exists().where(col(StudyOrder.study_pk) == col(Study.pk))
-    return and_(col(Study.study_instance_uid).in_(uids), ~elsewhere)
-
-
-def _held(session: Session, order: ImagingOrder, study_pks: Sequence[int | None]) -> list[str]:
+def _held(session: Session, order_pk: int, study_pks: Sequence[int]) -> list[str]:
     """Reasons of the open cases about images of the order."""
-    reasons = session.exec(
-        select(ReconciliationCase.reasons)
-        .where(ReconciliationCase.kind == "study", ReconciliationCase.state != "RESOLVED")
-        .where(or_(col(ReconciliationCase.order_pk) == order.pk, col(ReconciliationCase.study_pk).in_(study_pks)))
-        .order_by(col(ReconciliationCase.pk))
-    ).all()
-    return [reason for each in reasons for reason in each or ["waits for a person"]]
+    cases = CASES.rows(session, order_pk=order_pk, studies=study_pks)
+    return [reason for case in cases for reason in case.reasons or ["waits for a person"]]
 
 
-def _step(session: Session, step: ScheduledStep, performed: list[tuple[int, PerformedStep]]) -> dict[str, Any]:
-    stations = session.exec(
-        select(ScheduledStation.ae_title).where(ScheduledStation.step_pk == step.pk).order_by(col(ScheduledStation.pk))
-    ).all()
+def _step(step: Any, titles: list[str], performed: Sequence[Any]) -> dict[str, Any]:
     start = clock.aware(step.start_date, step.start_time, _zone.key) if step.start_date else None
     return {
         "sps_id": step.sps_id,
         "modality": step.modality,
         "scheduled_start": start.astimezone(_zone).isoformat() if start else None,
-        "station_ae_titles": list(stations),
+        "station_ae_titles": titles,
         "state": "CANCELLED" if step.status == "CANCELED" else step.status,
         "performed": [
             {"sop_instance_uid": one.sop_instance_uid, "status": one.status,
              "discontinuation": {"code": one.discontinuation_code, "scheme": one.discontinuation_scheme}
              if one.discontinuation_code else None}
-            for step_pk, one in performed if step_pk == step.pk
+            for one in performed if one.step_pk == step.step_pk
         ],
     }  # fmt: skip
 

@@ -1,12 +1,12 @@
 """The conductor of inbound messages, whatever road they come by: journal, effect and answer in one transaction."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import bindparam, delete
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
-from sqlmodel import Session, col, delete, select
+from sqlmodel import Session, col
 
 from broker import clock, db, log
 from broker.config import Settings
@@ -82,9 +82,8 @@ def take(received: Received, road: Road, turn: Turn | None = None, *, again: boo
 
 
 def _take(received: Received, road: Road, turn: Turn, again: bool) -> Answer:
-    known, read = db.read(_known, received), None
-    if known is not None and _is_final(known, road, again):
-        return _stored(known)
+    """Bytes that came before are not looked for first: the journal's own key finds them when they are written."""
+    read = None
     try:
         read = road.read(received)
         commands = read.commands()
@@ -112,106 +111,110 @@ def _fail(received: Received, road: Road, read: Read | None, error: Exception, a
 # The journal
 
 
-def _known(session: Session, received: Received) -> Message | None:
-    """The row of the same bytes, when they came before."""
-    return session.exec(
-        select(Message).where(
-            Message.sender == received.sender,
-            Message.control_id == received.control_id,
-            Message.sha256 == received.digest,
-        )
-    ).first()
+@dataclass(frozen=True)
+class Entry:
+    """A row of the journal, as far as it decides what happens. is_new: it has just been made."""
+
+    pk: int
+    state: str = "RECEIVED"
+    answer: bytes = b""
+    error_code: str = ""
+    error_place: str = ""
+    error_text: str = ""
+    is_new: bool = False
 
 
-def _is_final(row: Message, road: Road, again: bool) -> bool:
+_same_id = (Message.sender == bindparam("sender"), Message.control_id == bindparam("control_id"))
+KNOWN = db.Prepared(
+    db.columns(*(getattr(Message, field.name) for field in fields(Entry) if field.name != "is_new"))
+    .where(*_same_id, Message.sha256 == bindparam("sha256"))
+    .with_for_update()
+)
+REUSED = db.Prepared(db.columns(Message.message_time).where(*_same_id, Message.sha256 != bindparam("sha256")))
+UNFILE = db.Prepared(delete(MessageKey).where(col(MessageKey.message_pk) == bindparam("message_pk")))
+
+
+def _is_final(entry: Entry, road: Road, again: bool) -> bool:
     """AA, and AE about the content: the same bytes get the same answer (conformance.md 5.8). All other refusals are
     about us or our configuration, which a person may have mended; so are bytes that are no text in the sender's set.
     A person's wish to see it again goes for every refusal, and never for what was applied."""
-    if row.state == "APPLIED":
+    if entry.state == "APPLIED":
         return True
     if again:
         return False
-    return row.error_code in ABOUT_CONTENT and row.error_place != road.unreadable
+    return entry.error_code in ABOUT_CONTENT and entry.error_place != road.unreadable
 
 
-def _stored(row: Message) -> Answer:
-    return Answer(row.answer, row.key)
-
-
-def _begin(session: Session, received: Received, road: Road, again: bool) -> Message:
-    """The row that takes the outcome: RECEIVED, or final where the same bytes were just answered elsewhere."""
-    said: dict[str, Any] = {"peer": received.peer, "message_time": received.time, "type": received.type}
-    known = _known(session, received)
-    if known is None:
-        row = Message(
-            protocol=received.protocol, sender=received.sender, control_id=received.control_id, raw=received.raw,
-            sha256=received.digest, received_at=clock.now(), **said,
-        )  # fmt: skip
-        session.add(row)
-        session.flush()
-        return row
-    row = db.lock(session, Message, known.key)
-    if not _is_final(row, road, again):
-        row.state = advance(MESSAGE, row.state, "replay")
-        row.sqlmodel_update(said)
-    return row
+def _begin(session: Session, received: Received, road: Road, again: bool) -> Entry:
+    """The row that takes the outcome: RECEIVED, or final where the same bytes were answered before."""
+    key = {"sender": received.sender, "control_id": received.control_id, "sha256": received.digest}
+    said = {"peer": received.peer, "message_time": received.time, "type": received.type}
+    came = {"protocol": received.protocol, "raw": received.raw, "received_at": clock.now()}
+    pk = db.insert_new(session, Message, {**key, **said, **came})
+    if pk is not None:
+        return Entry(pk, is_new=True)
+    entry = Entry(**KNOWN.first(session, **key)._asdict())
+    if _is_final(entry, road, again):
+        return entry
+    entry = replace(entry, state=advance(MESSAGE, entry.state, "replay"))
+    db.update(session, Message, entry.pk, {**said, "state": entry.state})
+    return entry
 
 
 def _apply(
     session: Session, received: Received, road: Road, read: Read, commands: Sequence[Command], again: bool
 ) -> Answer:
-    row = _begin(session, received, road, again)
-    if row.state != "RECEIVED":
-        return _stored(row)
+    entry = _begin(session, received, road, again)
+    if entry.state != "RECEIVED":
+        return Answer(entry.answer, entry.pk)
     notes = read.notes + (("control id reused",) if _refuse_reuse(session, received) else ())
-    cause = effects.Cause(clock.now(), read.actor, received.settings.site, received.settings.limits, row.key)
+    cause = effects.Cause(clock.now(), read.actor, received.settings.site, received.settings.limits, entry.pk)
     done = [effects.carry_out(session, command, cause) for command in commands]
-    row.became = "; ".join((*dict.fromkeys(one.words for one in done), *notes))
-    row.order_pk = next((one.order_pk for one in reversed(done) if one.order_pk), None)
-    row.state = advance(MESSAGE, row.state, "apply")
-    row.error_code = row.error_place = row.error_text = row.noted = ""
-    row.answer, row.answer_sent = read.answer(None, done), False
-    _file(session, row, read)
-    return _stored(row)
+    _file(session, entry, read)
+    answer = read.answer(None, done)
+    outcome = {
+        "state": advance(MESSAGE, entry.state, "apply"), "answer": answer, "answer_sent": False,
+        "became": "; ".join((*dict.fromkeys(one.words for one in done), *notes)),
+        "order_pk": next((one.order_pk for one in reversed(done) if one.order_pk), None),
+        "error_code": "", "error_place": "", "error_text": "", "noted": "", "mapping": read.mapping,
+    }  # fmt: skip
+    db.update(session, Message, entry.pk, outcome)
+    return Answer(answer, entry.pk)
 
 
 def _refuse_reuse(session: Session, received: Received) -> bool:
     """A control id used for other content at the same time is an error; at another time a counter that restarts."""
-    times = session.exec(
-        select(Message.message_time).where(
-            Message.sender == received.sender,
-            Message.control_id == received.control_id,
-            Message.sha256 != received.digest,
-        )
-    ).all()
-    if received.time in times:
+    found = REUSED.rows(session, sender=received.sender, control_id=received.control_id, sha256=received.digest)
+    if any(row.message_time == received.time for row in found):
         raise DuplicateKey("MSH^1^10", "this message control ID was used for another message")
-    return bool(times)
+    return bool(found)
 
 
 def _reject(
     session: Session, received: Received, road: Road, read: Read | None, error: BrokerError, again: bool
 ) -> Answer:
-    row = _begin(session, received, road, again)
-    if row.state != "RECEIVED":
-        return _stored(row)
+    entry = _begin(session, received, road, again)
+    if entry.state != "RECEIVED":
+        return Answer(entry.answer, entry.pk)
     log.get().warning("message.rejected", type=received.type, peer=received.peer, code=error.err, place=error.place)
-    row.state = advance(MESSAGE, row.state, "reject")
-    _file(session, row, read)
-    said = error.err, error.place, error.text
-    if said != (row.error_code, row.error_place, row.error_text):
-        row.error_code, row.error_place, row.error_text = said
-        row.answer = read.answer(error, ()) if read else road.refuse(received, error)
-        row.answer_sent = False
-    return _stored(row)
+    outcome: dict[str, Any] = {"state": advance(MESSAGE, entry.state, "reject")}
+    if read is not None:
+        _file(session, entry, read)
+        outcome["mapping"] = read.mapping
+    answer = entry.answer
+    if (error.err, error.place, error.text) != (entry.error_code, entry.error_place, entry.error_text):
+        answer = read.answer(error, ()) if read else road.refuse(received, error)
+        outcome |= {
+            "error_code": error.err, "error_place": error.place, "error_text": error.text, "answer": answer,
+            "answer_sent": False,
+        }  # fmt: skip
+    db.update(session, Message, entry.pk, outcome)
+    return Answer(answer, entry.pk)
 
 
-def _file(session: Session, row: Message, read: Read | None) -> None:
+def _file(session: Session, entry: Entry, read: Read) -> None:
     """By what the message is found: only as far as it could be read."""
-    if read is None:
-        return
-    row.mapping = read.mapping
-    session.exec(delete(MessageKey).where(col(MessageKey.message_pk) == row.key))
-    if read.keys:
-        keys = [{"message_pk": row.key, "kind": kind, "value": value} for kind, value in sorted(read.keys)]
-        session.execute(insert(MessageKey), keys)
+    if not entry.is_new:
+        UNFILE.rows(session, message_pk=entry.pk)
+    for kind, value in sorted(read.keys):
+        db.append(session, MessageKey, {"message_pk": entry.pk, "kind": kind, "value": value})

@@ -3,12 +3,15 @@
 import threading
 
 import pytest
+from sqlalchemy import bindparam
 from sqlalchemy.exc import IntegrityError
 from sqlmodel import Session, select
 
 from broker import clock, db
 from broker.errors import WrongState
+from broker.model.messages import Message
 from broker.model.patients import Patient, PatientIdentifier
+from broker.model.work import AuditEvent
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -103,3 +106,138 @@ def test_times_come_back_aware_and_in_utc():
     (patient,) = db.read(lambda session: session.exec(select(Patient)).all())
     assert patient.created_at == now
     assert patient.created_at.utcoffset().total_seconds() == 0
+
+
+# Statements made once
+
+NAMES = db.Prepared(db.columns(Patient.name).where(Patient.sex == bindparam("sex")).order_by(Patient.pk))
+AMONG = db.Prepared(db.columns(Patient.name).where(Patient.name.in_(bindparam("among", expanding=True))))
+IDENTIFIER = {"value": "1", "issuer": "HOSP"}
+
+
+def noted(session: Session, subject: str) -> None:
+    said = {"at": clock.now(), "actor": "broker", "action": "site.change", "subject": subject}
+    db.append(session, AuditEvent, said)
+
+
+def subjects() -> list[str]:
+    return list(db.read(lambda session: session.exec(select(AuditEvent.subject).order_by(AuditEvent.pk)).all()))
+
+
+def test_a_statement_made_once_shows_what_the_session_has_changed_and_what_others_have():
+    def look(session: Session) -> list[list[str]]:
+        patient = Patient(name="YAMADA^TARO", sex="M")
+        session.add(patient)
+        seen = [NAMES.rows(session, sex="M"), NAMES.rows(session, sex="F")]
+        db.update(session, Patient, patient.key, {"name": "YAMADA^JIRO"})
+        seen += [NAMES.rows(session, sex="M"), AMONG.rows(session, among=["YAMADA^JIRO", "NOBODY"])]
+        assert NAMES.first(session, sex="O") is None
+        return [[row.name for row in rows] for rows in seen]
+
+    assert db.run(look) == [["YAMADA^TARO"], [], ["YAMADA^JIRO"], ["YAMADA^JIRO"]]
+
+
+def test_a_row_that_is_inserted_or_changed_by_columns_is_the_row_that_an_entity_would_be():
+    now = clock.now()
+    said = {"sender": "HIS|HOSP", "control_id": "1", "sha256": "00", "raw": b"\x00MSH", "received_at": now}
+
+    def both(session: Session) -> list[dict]:
+        session.add(entity := Message(**said))
+        session.flush()
+        pk = db.insert(session, Message, said | {"sha256": "01"})
+        for one in (entity.key, pk):
+            db.update(session, Message, one, {"answer_sent": True, "answer": b"\xff"})
+        session.expire_all()
+        rows = [session.get_one(Message, one) for one in (entity.key, pk)]
+        assert rows[1].created_at >= now
+        assert rows[1].updated_at > rows[1].created_at
+        return [row.model_dump(exclude={"pk", "sha256", "created_at", "updated_at"}) for row in rows]
+
+    entity, columns = db.run(both)
+    assert entity == columns
+    assert (columns["answer_sent"], columns["received_at"]) == (True, now)
+
+
+def test_times_lists_and_truths_come_back_as_they_were_given():
+    now = clock.now()
+    said = db.Prepared(db.columns(Message.received_at, Message.answer_sent, Message.raw, Message.order_pk))
+    audited = db.Prepared(db.columns(AuditEvent.detail))
+
+    def look(session: Session) -> list[tuple]:
+        db.insert(session, Message, {"sha256": "0", "received_at": now, "answer_sent": True, "raw": b"\x00"})
+        db.append(session, AuditEvent, {"at": now, "actor": "", "action": "", "subject": "", "detail": {"a": ["山"]}})
+        session.flush()
+        return [tuple(said.first(session)), tuple(audited.first(session))]
+
+    assert db.run(look) == [(now, True, b"\x00", None), ({"a": ["山"]},)]
+
+
+def test_a_second_row_of_one_key_is_none_and_says_so():
+    def twice(session: Session) -> tuple[int | None, int | None]:
+        patient = db.insert(session, Patient, {})
+        identifier = IDENTIFIER | {"patient_pk": patient}
+        return db.insert_new(session, PatientIdentifier, identifier), db.insert_new(
+            session, PatientIdentifier, identifier
+        )
+
+    first, second = db.run(twice)
+    assert first is not None
+    assert second is None
+
+
+def test_a_row_that_breaks_a_rule_is_refused_as_by_an_entity_and_nothing_stays():
+    def broken(session: Session) -> None:
+        patient = db.insert(session, Patient, {"name": "YAMADA^TARO"})
+        for _ in range(2):
+            db.append(session, PatientIdentifier, IDENTIFIER | {"patient_pk": patient})
+
+    with pytest.raises(IntegrityError):
+        db.run(broken)
+    assert names() == []
+
+
+@pytest.mark.parametrize("write", [
+    lambda session: db.insert(session, Patient, {"nmae": "YAMADA^TARO"}),
+    lambda session: db.append(session, Patient, {"nmae": "YAMADA^TARO"}),
+    lambda session: db.update(session, Patient, 1, {"nmae": "YAMADA^TARO"}),
+    lambda session: db.append(session, AuditEvent, {"actor": "broker"}),
+])  # fmt: skip
+def test_a_column_that_there_is_not_or_that_is_missing_is_noticed(write):
+    with pytest.raises(AssertionError):
+        db.run(write)
+
+
+def test_what_is_appended_is_written_in_its_order_by_the_next_flush():
+    def work(session: Session) -> list[str]:
+        noted(session, "a")
+        noted(session, "b")
+        seen = list(session.exec(select(AuditEvent.subject).order_by(AuditEvent.pk)).all())
+        noted(session, "c")
+        return seen
+
+    assert db.run(work) == ["a", "b"]
+    assert subjects() == ["a", "b", "c"]
+
+
+def test_what_a_finisher_appends_is_written_too(monkeypatch):
+    monkeypatch.setattr(db, "_finishers", [lambda session: noted(session, "last")])
+    db.run(lambda session: noted(session, "first"))
+    assert subjects() == ["first", "last"]
+
+
+def test_what_is_appended_goes_with_its_savepoint_and_with_its_transaction():
+    def work(session: Session) -> None:
+        noted(session, "before")
+        with pytest.raises(WrongState), session.begin_nested():
+            noted(session, "inside")
+            raise WrongState("step", "no")
+        noted(session, "after")
+
+    def refused(session: Session) -> None:
+        noted(session, "refused")
+        raise WrongState("step", "no")
+
+    db.run(work)
+    with pytest.raises(WrongState):
+        db.run(refused)
+    assert subjects() == ["before", "after"]
