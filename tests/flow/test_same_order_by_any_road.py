@@ -121,6 +121,7 @@ def site(broker, monkeypatch):
 
 @pytest.mark.parametrize("road", ROADS)
 def test_a_scanner_sees_the_same_item(site, road):
+    """HL7-02: the ORM with every field of conformance.md 5.4."""
     ROADS[road](site)
     (item,) = everything(site)
     assert item == SEEN

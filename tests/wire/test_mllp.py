@@ -210,6 +210,7 @@ def test_a_merge_lets_both_numbers_lead_to_one_patient(broker):
 
 
 def test_two_frames_in_one_segment_junk_before_and_single_bytes_all_work(broker):
+    """HL7-34"""
     first, second = omi(order("ACC001")), omi(order("ACC002", SATO)).replace(b"\r", b"\r\n")
     with socket.create_connection(("127.0.0.1", broker.ports["hl7"])) as sock:
         sock.sendall(b"junk\r\n\x0b" + first + b"\x1c\x0d\x0b" + second + b"\x1c\x0d")
