@@ -73,7 +73,7 @@ def _open(config_file: Path | None = None) -> config.Settings:
 
 def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False, default=str, indent=1))
+        _print_json(rows)
         return
     if not rows:
         print("none")
@@ -85,12 +85,17 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def _print_json(found: Any) -> None:
+    print(view.visible_json(json.dumps(found, ensure_ascii=False, default=str, indent=1)))
+
+
 def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _cell(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    text = ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
+    return view.visible(text).replace("\n", "\\x0a")
 
 
 @app.command("serve")
@@ -277,7 +282,8 @@ def intake_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
     _open(config_file)
     names = ("name", "kind", "path", "url", "format", "mapping", "character_set", "every_seconds", "next_at", "cursor",
              "last_error")  # fmt: skip
-    _show([{name: getattr(row, name) for name in names} for row in db.read(site.intakes)], as_json)
+    rows = [{name: getattr(row, name) for name in names} for row in db.read(site.intakes)]
+    _show([{**row, "url": config.masked(row["url"])} for row in rows], as_json)
 
 
 @GROUPS["intake"].command("remove")
@@ -326,7 +332,7 @@ def order_show(order_id: int, config_file: ConfigFile = None) -> None:
     """The status document of an order."""
     _open(config_file)
     document, _ = db.read(rest_road.document, order_id)
-    print(json.dumps(json.loads(document), ensure_ascii=False, indent=1))
+    _print_json(json.loads(document))
 
 
 def _ask(method: str, path: str, body: str, settings: config.Settings) -> dict[str, Any]:
@@ -434,7 +440,7 @@ def message_show(
         journal.message, message_id, settings=settings, language=language or settings.site.language, now=clock.now()
     )
     if as_json:
-        print(json.dumps(row, ensure_ascii=False, indent=1))
+        _print_json(row)
         return
     shown = {name: value for name, value in row.items() if not name.startswith(("raw", "answer_", "keys"))}
     shown |= {"keys": ", ".join(f"{key['kind']} {key['value']}" for key in row["keys"]), "sent": row["answer_sent"]}
@@ -444,7 +450,7 @@ def message_show(
     for part in ("raw", "answer"):
         print(f"\n{part}:")
         if not row[f"{part}_segments"]:
-            print(row[part].replace("\r", "\n"))
+            print(view.visible(row[part].replace("\r", "\n")))
         for line in view.lines(row[f"{part}_segments"]):
             print(line)
         if row[f"{part}_segments_left"]:
@@ -533,10 +539,10 @@ def mapping_try(
         msg = trial.read_message(_read_bytes(Path(message)), settings)
     tried = trial.try_message(msg, profile, settings.site)
     if as_json:
-        print(json.dumps(dataclasses.asdict(tried), ensure_ascii=False, indent=1))
+        _print_json(dataclasses.asdict(tried))
         return
     for line in trial.lines(tried):
-        print(line)
+        print(view.visible(line))
 
 
 @GROUPS["mapping"].command("diff")
@@ -552,12 +558,12 @@ def mapping_diff(
     profile = db.read(lambda session: mapping.parse(text, store.find(session)))
     found = db.read(trial.diff, profile, min(last, settings.limits.list_items_max), settings)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), ensure_ascii=False, indent=1))
+        _print_json(dataclasses.asdict(found))
         return
     for one in found.differences:
         print(f"message {one.message_pk} {one.type}: {one.outcome}")
         for line in one.lines:
-            print(f"  {line}")
+            print(f"  {view.visible(line)}")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.counts.items()))
     print(f"looked at {found.looked_at}: {counts or 'none'}")
 

@@ -20,7 +20,8 @@ from pydantic_settings import (
 from broker.errors import ConfigError
 
 PREFIX = "BROKER_"
-SECRETS = {"database_url", "archive_url"}  # shown without user and password
+MASK = "***"
+SECRETS = {"database_url", "archive_url"}  # shown as `masked` says
 
 
 class Section(BaseModel):
@@ -72,7 +73,7 @@ class Dicom(Section):
 
 class Hl7(Section):
     host: str = "127.0.0.1"
-    port: int = 2575
+    port: int | Literal["off"] = 2575  # off: nobody without a certificate can send
     tls_port: int | None = None  # None: no TLS; 2576 by custom. A client certificate is required there
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -165,10 +166,13 @@ class Limits(Section):
     mllp_escapes_max: int = 100_000  # escape sequences of HL7 and of ISO 2022 in one message
     mllp_orders_max: int = 500  # ORC, OBR, IPC, PID, RGS: each kind, in one message
     mllp_batch_messages_max: int = 1_000  # in one frame
+    unknown_sender_bytes_max: int = 64 * 1024  # a longer message of a sender that is not registered is not kept
+    unknown_sender_messages_max: int = 1_000  # kept of all such senders, oldest out first
     report_document_bytes_max: int = 10 * 1024**2
     http_body_bytes_max: int = 1024 * 1024
     fhir_body_bytes_max: int = 16 * 1024**2
     fhir_entries_max: int = 500  # of a transaction
+    fhir_parse_seconds_max: float = 3  # of processor time, to read one request
     http_header_bytes_max: int = 16 * 1024
     http_header_seconds_max: float = 10
     http_body_seconds_max: float = 30
@@ -332,13 +336,24 @@ def _build(found: dict[str, tuple[Any, str]]) -> Settings:
         raise ConfigError(name, f"{problem} (from {source})") from None
 
 
+def masked(url: str) -> str:
+    """Without user and password, and without what its query says: that may be a password or a key as well."""
+    scheme, between, rest = url.partition("://")
+    address, asks, query = rest.partition("?")
+    if "@" in query:  # a sign of either: then nobody can tell where the password ends
+        return f"{scheme}{between}{MASK}"
+    if "@" in address:
+        address = f"{MASK}@{address.rpartition('@')[2]}"
+    parts = (name + equals for name, equals, _ in (part.partition("=") for part in query.split("&")))
+    said = "&".join(f"{part}{MASK}" if part.endswith("=") else MASK for part in parts) if query else ""
+    return f"{scheme}{between}{address}{asks}{said}"
+
+
 def show(settings: Settings, found: dict[str, tuple[Any, str]]) -> list[tuple[str, str, str]]:
     """Effective settings: (name, value, source), secrets masked."""
     rows = []
     for name, value in _flatten(settings.model_dump(mode="json")):
         text = "" if value is None else str(value)
-        if name in SECRETS and "@" in text:
-            scheme, _, rest = text.partition("://")
-            text = f"{scheme}://***@{rest.rpartition('@')[2]}"
+        text = masked(text) if name in SECRETS else text
         rows.append((name, text, found[name][1] if name in found else "default"))
     return rows

@@ -8,7 +8,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from broker import db, log
 from broker.archive import commit, gate, performed_by_images
 from broker.config import Settings
-from broker.ris_bridge import folders, polling
+from broker.ris_bridge import folders, journal, polling
 
 
 def passes(settings: Settings) -> dict[str, Callable[[], object]]:
@@ -19,6 +19,7 @@ def passes(settings: Settings) -> dict[str, Callable[[], object]]:
         "exams without MPPS": lambda: performed_by_images.work(settings),
         "folders": lambda: folders.work(settings),
         "polling": lambda: polling.work(settings),
+        "journal": lambda: journal.work(settings),
     }
 
 

@@ -133,7 +133,8 @@ class Broker:
             loop.close()
 
         self._stops.append(stop)
-        self.ports["hl7"] = server.port
+        if self.settings.hl7.port != "off":
+            self.ports["hl7"] = server.port
         if self.settings.hl7.tls_port is not None:
             self.ports["hl7_tls"] = server.tls_port
         self._alive["hl7"] = lambda: server.is_accepting

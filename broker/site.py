@@ -10,11 +10,11 @@ from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from broker import audit, clock, db, ids, log
+from broker.config import MASK, masked
 from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
 from broker.model.site import ApiToken, Intake, Node, Sender, UnknownPeer
 from broker.ris_bridge.mapping import store
 from broker.site_toml import (
-    MASK,
     Entry,
     IntakeEntry,
     MappingEntry,
@@ -113,13 +113,17 @@ def export(session: Session) -> str:
     """The whole site as a site file, secrets masked."""
     rows: list[SiteRow] = [*nodes(session), *senders(session), *intakes(session), *tokens(session)]
     kinds = {table: kind for kind, table in TABLES.items()}
-    entries = [_entry_of(kinds[type(row)], row) for row in rows]
+    entries = [_without_secrets(_entry_of(kinds[type(row)], row)) for row in rows]
     return emit([*entries, *(MappingEntry(name=row.name, text=row.text) for row in store.active_rows(session))])
+
+
+def _without_secrets(entry: Entry) -> Entry:
+    return entry.model_copy(update={"url": masked(entry.url)}) if isinstance(entry, IntakeEntry) else entry
 
 
 def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor: str) -> list[tuple[str, str]]:
     """Make each entry so; what the file does not name stays. Gives (`node CT1`, what happened) for each: `added`,
-    `changed`, `unchanged`, or `missing`, a token that does not exist and whose secret is masked."""
+    `changed`, `unchanged`, or `missing`, a token or an intake that does not exist and whose secret is masked."""
     return [(f"{entry.word} {entry.named}", _put(session, entry, now=now, actor=actor)) for entry in entries]
 
 
@@ -139,7 +143,7 @@ def apply_file(path: Path) -> None:
     entries = read_file(path)
     for what, outcome in db.run(apply, entries, now=clock.now(), actor="site file"):
         if outcome == "missing":  # nobody would see a secret that is made here
-            log.get().warning("site.token_without_secret", token=what, mend="broker token create")
+            log.get().warning("site.token_without_secret", token=what, mend="broker token create, or the url in full")
         elif outcome != "unchanged":
             log.get().info("site.change", what=what, outcome=outcome)
 
@@ -191,6 +195,10 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
     row = _find(session, entry, entry.named)
     if isinstance(entry, TokenEntry) and entry.secret != MASK:
         values["digest"] = token_digest(entry.secret)
+    if isinstance(entry, IntakeEntry) and MASK in entry.url:
+        if not isinstance(row, Intake) or masked(row.url) != entry.url:
+            return "missing"
+        values["url"] = row.url
     if row is not None:
         return _change(session, row, values, subject, now=now, actor=actor)
     if isinstance(entry, TokenEntry) and entry.secret == MASK:
@@ -212,7 +220,8 @@ def _change(
         row.next_at = None
         row.cursor = "" if "url" in changes else row.cursor  # another system counts by itself
     session.add(row)
-    audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=changes)
+    told = {name: [masked(one) for one in pair] if name == "url" else pair for name, pair in changes.items()}
+    audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=told)
     return "changed"
 
 

@@ -13,15 +13,16 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from broker import ids
+from broker.config import MASK
 from broker.dicom import charset
 from broker.errors import ConfigError
+from broker.ris_bridge.intakes import is_link_local, keeps_secrets
 from broker.ris_bridge.mapping.lines import line_of, problem
 
 Role = Literal["ris", "ehr", "qc", "admin"]
 ROLES: tuple[str, ...] = get_args(Role)
 Right = Literal["worklist", "mpps", "store", "commitment", "query", "retrieve"]
 DEFAULT_RIGHTS: list[Right] = ["worklist", "mpps", "store", "commitment"]
-MASK = "***"
 SECRET_CHARACTERS_MIN = 32
 
 POLICIES = ("", "ASCII", "REQUEST")  # beside values of (0008,0005): conformance.md 1.6
@@ -46,6 +47,8 @@ def _url(value: str) -> str:
         or not re.fullmatch(r"[!-~]{1,2000}", value)
     ):  # fmt: skip
         raise ValueError("must be http://… or https://…, without a password: that is what secret_file is for")
+    if is_link_local(parts.hostname or ""):
+        raise ValueError("must not lead to a link-local address")
     return value
 
 
@@ -157,7 +160,8 @@ class SenderEntry(Entry):
 
 
 class IntakeEntry(Entry):
-    """The fields mean what they mean in model.site.Intake."""
+    """The fields mean what they mean in model.site.Intake. What the query of the url says is exported as a mask; a
+    masked one keeps what exists."""
 
     word = "intake"
     name: Name
@@ -176,6 +180,8 @@ class IntakeEntry(Entry):
             raise ValueError("of a folder needs a path, format hl7 or csv, and neither url nor secret_file")
         if self.kind == "poll" and (not self.url or self.path):
             raise ValueError("of kind poll needs a url and no path")
+        if self.secret_file and not keeps_secrets(self.url):
+            raise ValueError("of kind poll with a secret_file needs a url of https, but on this computer")
         return self
 
 

@@ -17,7 +17,7 @@ from broker.config import Settings
 from broker.errors import InvalidValue, UnknownKey, Unsupported, WrongState
 from broker.model.images import ReconciliationCase, Study
 from broker.model.orders import ImagingOrder
-from broker.mwl import items
+from broker.mwl import items, order_finding
 from broker.states import CASE, advance
 
 PATIENT_CONFLICT = "patient_conflict"
@@ -152,7 +152,7 @@ def _acknowledge(session: Session, case_pk: int, desk: Desk) -> ReconciliationCa
     if desk.wanted.action != "acknowledge":
         raise InvalidValue("action", "a case without images can only be acknowledged")
     order_pk = _case(session, case_pk).order_pk
-    order = db.lock(session, ImagingOrder, order_pk) if order_pk is not None else None
+    order = order_finding.locked(session, order_pk) if order_pk is not None else None
     case = _locked(session, case_pk)
     if not _agreed(session, case, desk):
         return case
@@ -179,7 +179,7 @@ def undo(
 
     Raises WrongState where the case is not resolved, has been opened anew, or the study is just being received."""
     found = _case(session, case_pk)
-    order = db.lock(session, ImagingOrder, found.order_pk) if found.order_pk is not None else None
+    order = order_finding.locked(session, found.order_pk) if found.order_pk is not None else None
     study = db.lock(session, Study, found.study_pk) if found.study_pk is not None else None
     case = db.lock(session, ReconciliationCase, case_pk)
     if case.state != "RESOLVED":

@@ -18,7 +18,7 @@ from broker.errors import InvalidValue, MissingField, UnknownKey, WrongState
 from broker.model.images import Decision, Instance, ReconciliationCase, Study, StudyOrder
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
-from broker.mwl import identity, normalise, patients
+from broker.mwl import identity, normalise, order_finding, patients
 from broker.mwl.commands import Identifier, PersonCommand
 from broker.states import INSTANCE, STUDY, advance
 
@@ -74,7 +74,7 @@ def _order_target(session: Session, study_pk: int, desk: Desk) -> Target:
         raise MissingField("order_id", "match names an order")
     if session.get(ImagingOrder, desk.wanted.order_id) is None:
         raise UnknownKey("order_id", "no such order")
-    order = db.lock(session, ImagingOrder, desk.wanted.order_id)
+    order = order_finding.locked(session, desk.wanted.order_id)
     steps = session.exec(
         select(ScheduledStep).where(ScheduledStep.order_pk == order.key).order_by(col(ScheduledStep.pk))
     ).all()

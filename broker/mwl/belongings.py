@@ -26,6 +26,13 @@ def orders_under(
     return {pk for pk in found if pk is not None}
 
 
+def orders_unknown(session: Session, patient_pk: int) -> list[int]:
+    """The patient's orders of which nobody knows under which identifier they were placed: older than that knowledge."""
+    query = select(ImagingOrder.pk).where(ImagingOrder.patient_pk == patient_pk)
+    found = session.exec(query.where(col(ImagingOrder.identifier_pk).is_(None))).all()
+    return sorted(pk for pk in found if pk is not None)
+
+
 def studies_with(
     session: Session,
     patient_pk: int,
@@ -98,6 +105,20 @@ def give(session: Session, orders: Collection[int], studies: Collection[int], pa
     for order_pk in {*orders, *linked}:
         outbox.touch(session, order_pk)
     session.flush()
+
+
+def ask_about_patient(
+    session: Session, kind: str, patient_pk: int, reasons: Iterable[str], *, now: dt.datetime, actor: str
+) -> None:
+    """One case per kind and patient; what it asks already it asks on."""
+    subject = f"patient:{patient_pk}"
+    case = casebook.find_open(session, kind, subject)
+    known = case.reasons if case else []
+    new = [reason for reason in dict.fromkeys(reasons) if reason not in known]
+    if new:
+        casebook.open_case(
+            session, kind, subject, level="amber", now=now, actor=actor, reasons=[*known, *new][: items.REASONS_MAX]
+        )
 
 
 def ask_about(session: Session, studies: Iterable[int], *, now: dt.datetime, actor: str) -> None:

@@ -19,6 +19,9 @@ STEP_TYPE_1 = (
     "ScheduledProcedureStepID",
 )  # fmt: skip
 
+# Who knows of one more does not take back those that others know of.
+SHOWN_TOGETHER = ("Allergies", "MedicalAlerts")
+
 
 def build(
     patient: Patient,
@@ -31,12 +34,15 @@ def build(
     """Every attribute that the rows can fill. Raises MissingField where one of type 1 has no value: such a step is no
     valid worklist item (conformance.md 1.3, 7)."""
     leading, others = (identifiers[0], identifiers[1:]) if identifiers else (None, ())
+    said = (patient.attributes, order.attributes, procedure.attributes)
+    own = {name: value for name, value in order.attributes.items() if not _is_newer(patient, order, name)}
+    together = {name: listed(name, *said) for name in SHOWN_TOGETHER}
     item: dict[str, Any] = {
         # The namespace; where a message named a universal ID as well, the attributes have both.
         "IssuerOfAccessionNumberSequence": _entity(order.accession_issuer),
         "OrderPlacerIdentifierSequence": _entity(procedure.placer_issuer),
         "OrderFillerIdentifierSequence": _entity(procedure.filler_issuer),
-        **patient.attributes, **order.attributes, **procedure.attributes,
+        **patient.attributes, **own, **procedure.attributes, **together,
         "PatientName": patient.name,
         "PatientID": leading.value if leading else "",
         "IssuerOfPatientID": leading.issuer if leading else "",
@@ -68,6 +74,20 @@ def build(
             if not values[name]:
                 raise MissingField(name)
     return {**to_tree(item), STEP_SEQUENCE: ("SQ", [to_tree(scheduled)])}
+
+
+def _is_newer(patient: Patient, order: ImagingOrder, name: str) -> bool:
+    """Said of the patient (a weight) after the order said it."""
+    return name in patient.attributes and patient.said.get(name, "") > order.said.get(name, "")
+
+
+def listed(name: str, *said: Mapping[str, Any]) -> list[str]:
+    """The values of all of them, each once."""
+    return list(dict.fromkeys(value for attributes in said for value in _values(attributes.get(name) or [])))
+
+
+def _values(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
 
 
 def encode_item(item: Tree) -> bytes:

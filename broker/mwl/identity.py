@@ -1,5 +1,6 @@
 """Who a patient is: identifiers, the merge chain, what was known before."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from sqlmodel import Session, col, select
@@ -25,14 +26,17 @@ def find(session: Session, value: str, issuer: str) -> Patient | None:
     return survivor(session, found.patient_pk) if found else None
 
 
-def locked(session: Session, *wanted: Identifier) -> list[Patient | None]:
-    """The living patients whom these identifiers name, locked in the order of their keys (architecture.md 7).
+def locked(
+    session: Session, *wanted: Identifier, also: Callable[[], int | None] = lambda: None
+) -> list[Patient | None]:
+    """The living patients whom these identifiers name, locked in the order of their keys (architecture.md 7), and with
+    them the one of that key.
 
     A merge or a move may have been committed between the look and the lock: then it is whom they name now."""
     held: set[int] = set()
     while True:
         found = [find(session, one.value, one.issuer) for one in wanted]
-        missing = {patient.key for patient in found if patient} - held
+        missing = {pk for pk in (also(), *(one.key for one in found if one)) if pk is not None} - held
         if not missing:
             return found
         for pk in sorted(missing):

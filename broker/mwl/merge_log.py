@@ -10,7 +10,8 @@ from sqlmodel import Session, col, select
 from broker import clock
 from broker.errors import UnknownKey
 from broker.model.patients import PatientIdentifier, PatientMerge
-from broker.mwl.commands import PatientCommand
+from broker.mwl import identity
+from broker.mwl.commands import Identifier, PatientCommand
 
 COLUMNS = ("patient_pk", "value", "issuer", "type", "retired")  # of an identifier
 
@@ -99,6 +100,12 @@ def owner_at(session: Session, row: PatientIdentifier, at: dt.datetime) -> int |
         if row.key not in images and dict(found.moved["made"]).get(row.key) is None:
             return None
         owner, before = images.get(row.key, owner), found.key
+
+
+def owner_then(session: Session, named: Identifier, at: dt.datetime | None) -> int | None:
+    """Of whom a message of that time speaks; None: of somebody nobody knew, or it says no time."""
+    row = identity.row(session, named.value, named.issuer)
+    return owner_at(session, row, at) if row is not None and at is not None else None
 
 
 # Reads

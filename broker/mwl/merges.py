@@ -121,6 +121,7 @@ def _move(event: Event) -> None:
             studies, doubtful = belongings.studies_with(event.session, prior.key, orders, [row])
             _hand_over(event, [row], orders, studies)
             belongings.ask_about(event.session, doubtful, now=event.now, actor=event.actor)
+            _ask_about_orders(event, prior)
         row.retired = retired
         event.session.add(row)
         event.session.flush()
@@ -223,6 +224,17 @@ def _reopen_cases(session: Session, moved: Moved, *, now: dt.datetime, actor: st
         audit.record(session, "case.undo", f"case:{case.key}", actor=actor, now=now, undone=undone)
 
 
+def _ask_about_orders(event: Event, prior: Patient) -> None:
+    """Some of them may be the other patient's now."""
+    unknown = belongings.orders_unknown(event.session, prior.key)
+    if unknown:
+        belongings.ask_about_patient(
+            event.session, belongings.DOUBT, prior.key, now=event.now, actor=event.actor,
+            reasons=[f"one of its identifiers is patient {event.patient.key}'s now, and nobody knows under which one it"
+                     f" was that orders {', '.join(map(str, unknown))} were placed; they stay whose they were"],
+        )  # fmt: skip
+
+
 def _ask_about_record(
     session: Session, merge: PatientMerge, back: Iterable[PatientIdentifier], *, now: dt.datetime, actor: str
 ) -> None:
@@ -233,8 +245,8 @@ def _ask_about_record(
         .where(AuditEvent.at >= merge.created_at)
     ).all()
     if {row.key for row in back} & {detail.get("under") for detail in said}:
-        casebook.open_case(
-            session, belongings.DOUBT, f"patient:{merge.patient_pk}", level="amber", now=now, actor=actor,
+        belongings.ask_about_patient(
+            session, belongings.DOUBT, merge.patient_pk, now=now, actor=actor,
             reasons=["its record was changed under an identifier that is another patient's again"],
         )  # fmt: skip
 

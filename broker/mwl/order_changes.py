@@ -32,7 +32,7 @@ class Told:
 
 def tell_parts(session: Session, order: ImagingOrder, command: OrderCommand, telling: Telling, cause: Cause) -> Told:
     told = Told()
-    rows = finding.procedures(session, order, command.procedures, command.place or "order")
+    rows = finding.procedures(session, order, command.procedures, telling.place)
     for place, (row, wanted) in enumerate(zip(rows, command.procedures, strict=True)):
         row = row or _again(told.procedures, "requested_procedure_id", wanted)
         this, is_new = telling, row is None
@@ -40,12 +40,12 @@ def tell_parts(session: Session, order: ImagingOrder, command: OrderCommand, tel
             row, this = _make_procedure(session, order, wanted, command, place, cause), replace(telling, refuse=False)
             told.added += 1
             telling.changed.append("procedure")
-        said.tell(this, row, said.contents(wanted, PROCEDURE_FIELDS), f"procedure {row.requested_procedure_id}")
+        said.tell(this, row, said.contents(wanted, PROCEDURE_FIELDS), "procedure")
         said.named(row, telling.at)
         telling.changed += finding.add_numbers(row, wanted)
         told.procedures.append(row)
         session.add(row)
-        rows_of = [None] * len(wanted.steps) if is_new else finding.steps_of(session, row, wanted.steps)
+        rows_of = [None] * len(wanted.steps) if is_new else finding.steps_of(session, row, wanted.steps, telling.place)
         _tell_steps(session, order, row, command, list(zip(rows_of, wanted.steps, strict=True)), telling, told, cause)
     return told
 
@@ -71,8 +71,9 @@ def _tell_steps(
             telling.changed.append("step")
         else:
             told.late += _tell_step(session, row, one, command, telling)
+            before = row.said.get(said.BORN, "")
             if said.named(row, telling.at):
-                steps.inherit(session, (order, procedure, row), cause)
+                steps.inherit(session, (order, procedure, row), cause, until=before)
         told.steps.append(row)
         session.add(row)
 
@@ -81,14 +82,13 @@ def _tell_step(
     session: Session, step: ScheduledStep, wanted: StepCommand, command: OrderCommand, telling: Telling
 ) -> bool:
     """Whether it comes too late: newer than the end of the step, and would change it."""
-    what = f"step {step.sps_id}"
     is_late = step.status in steps.HAVE_ENDED and telling.at >= step.said.get(said.ENDED, "")
     if command.control != "XO" and step.status == "CANCELED" and telling.at > step.said.get(said.ENDED, ""):
-        raise DuplicateKey(command.place or "order", f"{what} was cancelled; order it under new numbers")
+        raise DuplicateKey(telling.place, "one of its steps was cancelled; order it under new numbers")
     values, known = _step_contents(wanted), {STATIONS: items.stations(session, step.key)}
     if is_late and not telling.refuse:
         return bool(said.news(telling.at, step, values, known))
-    new = said.tell(telling, step, values, what, known)
+    new = said.tell(telling, step, values, "step", known)
     if not is_late:
         telling.changed += finding.add_numbers(step, wanted)
     if STATIONS in new:
@@ -147,7 +147,7 @@ def _make_step(
     session.flush()
     said.named(step, telling.at)
     values = _step_contents(wanted)
-    said.tell(replace(telling, refuse=False), step, values, step.sps_id, {STATIONS: []})
+    said.tell(replace(telling, refuse=False), step, values, "step", {STATIONS: []})
     _set_stations(session, step, values.get(STATIONS, ()))
     steps.inherit(session, (order, procedure, step), cause)
     return step

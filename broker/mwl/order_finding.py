@@ -8,6 +8,7 @@ from sqlmodel import Session, select
 from broker import db
 from broker.errors import DuplicateKey, UnknownKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.patients import Patient
 from broker.mwl import identity, steps
 from broker.mwl.commands import OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.mwl.said import Part
@@ -37,8 +38,7 @@ def find(session: Session, command: OrderCommand, *, besides: int | None = None)
         raise DuplicateKey(command.place or "order", f"its numbers name {several} here; state the accession number")
     (order_pk,) = found
     order = session.get_one(ImagingOrder, order_pk)
-    stated = (command.accession_number, command.accession_issuer)
-    if command.accession_number and stated != (order.accession_number, order.accession_issuer):
+    if command.accession_number and not _has_accession(order, command):
         raise DuplicateKey(command.place or "order", "its numbers belong to an order with another accession number")
     return order_pk
 
@@ -54,16 +54,30 @@ def known(session: Session, command: OrderCommand, *, besides: int | None = None
     return order
 
 
-def placed(session: Session, command: OrderCommand) -> ImagingOrder | None:
-    """The order that a new one is already, locked: by its accession number; where it has none, by the placer and filler
-    number of a procedure or step, of which none may be another."""
-    if command.accession_number:
-        order_pk = pk_by_accession(session, command.accession_number, command.accession_issuer)
-    else:
+def placed(session: Session, command: OrderCommand, patient: Patient) -> ImagingOrder | None:
+    """The order that a new one is already, locked. patient: whose it is said to be, locked already.
+
+    Raises DuplicateKey where it is another patient's, whom it does not wait for."""
+    order_pk = pk_of_placed(session, command)
+    if order_pk is None:
+        return None
+    if _patient_pk(session, order_pk) != patient.key:
+        raise DuplicateKey(command.place or "order", "is another patient's")
+    return db.lock(session, ImagingOrder, order_pk)
+
+
+def pk_of_placed(session: Session, command: OrderCommand) -> int | None:
+    """By its accession number; where it has none, or none with an issuer, by the placer and filler number of a
+    procedure or step, of which none may be another."""
+    if not command.accession_number:
         order_pk = find(session, command)
-        if order_pk is not None and not _has_a_group(session, order_pk, command):
-            return None
-    return locked(session, order_pk) if order_pk else None
+        return order_pk if order_pk is not None and _has_a_group(session, order_pk, command) else None
+    found = _of_accession(session, command)
+    exact = pk_by_accession(session, command.accession_number, command.accession_issuer)
+    if exact is None:  # of other issuers: the number alone may be another order's
+        groups = (command, *command.replaces)
+        found = {pk for pk in found if any(_has_a_group(session, pk, one) for one in groups)}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_patient(session: Session, order: ImagingOrder, person: PersonCommand) -> None:
@@ -74,10 +88,18 @@ def check_patient(session: Session, order: ImagingOrder, person: PersonCommand) 
 
 
 def locked(session: Session, order_pk: int) -> ImagingOrder:
-    """Patient before order (architecture.md 7)."""
-    patient_pk = session.exec(select(ImagingOrder.patient_pk).where(ImagingOrder.pk == order_pk)).one()
-    db.lock(session, type(identity.survivor(session, patient_pk)), patient_pk)
+    """Patient before order (architecture.md 7). A merge or a move may have been committed between the look and the
+    lock: then it is whose it is now."""
+    held: set[int] = set()
+    while (patient_pk := _patient_pk(session, order_pk)) not in held:
+        db.lock(session, Patient, patient_pk)
+        held.add(patient_pk)
     return db.lock(session, ImagingOrder, order_pk)
+
+
+def _patient_pk(session: Session, order_pk: int) -> int:
+    """As it is now: a column is read anew, a row that this session has met is not."""
+    return session.exec(select(ImagingOrder.patient_pk).where(ImagingOrder.pk == order_pk)).one()
 
 
 def pk_by_accession(session: Session, number: str, issuer: str) -> int | None:
@@ -86,10 +108,26 @@ def pk_by_accession(session: Session, number: str, issuer: str) -> int | None:
     ).first()
 
 
+def _of_accession(session: Session, command: OrderCommand) -> set[int]:
+    """Of the stated issuer. Where it is not stated (OBR-18 has no room for it) and the site has none: the order without
+    one, else all of that number; where these are several, another number must tell which."""
+    exact = pk_by_accession(session, command.accession_number, command.accession_issuer)
+    if exact is not None or command.accession_issuer:
+        return {exact} if exact is not None else set()
+    query = select(ImagingOrder.pk).where(ImagingOrder.accession_number == command.accession_number)
+    return {pk for pk in session.exec(query).all() if pk is not None}
+
+
+def _has_accession(order: ImagingOrder, command: OrderCommand) -> bool:
+    return order.accession_number == command.accession_number and command.accession_issuer in (
+        "", order.accession_issuer,
+    )  # fmt: skip
+
+
 def _named_orders(session: Session, command: OrderCommand) -> Iterator[set[int | None]]:
     """For each stated number the orders that have it."""
     if command.accession_number:
-        yield {pk_by_accession(session, command.accession_number, command.accession_issuer)} - {None}
+        yield set(_of_accession(session, command))
     stated = [one for wanted in command.procedures for one in (wanted, *wanted.steps)]
     for number, issuer in STEP_NUMBERS:
         values = ((getattr(one, number, ""), getattr(one, issuer, "")) for one in stated)
@@ -121,7 +159,7 @@ def procedures(
     session: Session, order: ImagingOrder, wanted: Sequence[ProcedureCommand], what: str
 ) -> list[RequestedProcedure | None]:
     """The row of each, None for one that is new: by Requested Procedure ID, else Study UID, else placer and filler
-    number, its own or its steps'.
+    number, its own or its steps'. what: where the message names them, for errors.
 
     Raises DuplicateKey where it is known with another Study UID: its pictures may be on their way already."""
     rows = steps.procedures_of(session, order.key)
@@ -137,18 +175,16 @@ def procedures(
     found = _pair(rows, wanted, names, fits, what)
     for row, one in zip(found, wanted, strict=True):
         if row is not None and one.study_instance_uid not in ("", row.study_instance_uid):
-            raise DuplicateKey(
-                f"procedure {row.requested_procedure_id}", "has another Study Instance UID, which cannot be changed"
-            )
+            raise DuplicateKey(what, "one of its procedures has another Study Instance UID, which cannot be changed")
     return found
 
 
 def steps_of(
-    session: Session, procedure: RequestedProcedure, wanted: Sequence[StepCommand]
+    session: Session, procedure: RequestedProcedure, wanted: Sequence[StepCommand], what: str
 ) -> list[ScheduledStep | None]:
     """The row of each, None for one that is new: by SPS ID, else the numbers of its order group or appointment."""
     rows = steps.of(session, procedure.order_pk, procedure.key)
-    return _pair(rows, wanted, ("sps_id",), has_numbers, f"procedure {procedure.requested_procedure_id}")
+    return _pair(rows, wanted, ("sps_id",), has_numbers, what)
 
 
 def _pair(
@@ -169,21 +205,23 @@ def _pair(
         fitting = [row for row in rows if fits(row, one)] or [row for row in rows if _is_open(row, one)]
         alike = [numbers(other) == numbers(one) for other in wanted]
         if fitting and len(fitting) != sum(alike):
-            raise DuplicateKey(what, f"has {len(fitting)} such parts, {sum(alike)} are named; state their IDs")
+            raise DuplicateKey(
+                what, f"the order has {len(fitting)} such parts, {sum(alike)} are named; state their IDs"
+            )
         paired.append(fitting[sum(alike[:place])] if fitting else None)
     return paired
 
 
 def targets(session: Session, order: ImagingOrder, command: OrderCommand) -> list[Part]:
     """The parts of the order that the command names: a step, all of a procedure named without steps, all of the order
-    where it names no procedure.
+    where it names neither.
 
     Raises UnknownKey where it names one that the order does not have: a cancel never reaches further than it says."""
     rows, all_steps = steps.procedures_of(session, order.key), steps.of(session, order.key)
     chosen: list[Part] = []
     for wanted in command.procedures:
-        own = _named_procedures(rows, wanted)
-        pks = {row.pk for row in (rows if own is None else own)}
+        own = _named_parts(rows, all_steps, wanted)
+        pks = {getattr(part, "requested_procedure_pk", part.pk) for part in (rows if own is None else own)}
         under = [step for step in all_steps if step.requested_procedure_pk in pks]
         named = [[step for step in under if _is_step(step, one)] for one in wanted.steps if _names_a_step(one)]
         if not pks or not all(named):
@@ -192,14 +230,17 @@ def targets(session: Session, order: ImagingOrder, command: OrderCommand) -> lis
     return chosen if command.procedures else [order]
 
 
-def _named_procedures(
-    rows: Sequence[RequestedProcedure], wanted: ProcedureCommand
-) -> Sequence[RequestedProcedure] | None:
-    """By ID or Study UID; else by its numbers. None: it names none."""
+def _named_parts(
+    rows: Sequence[RequestedProcedure], all_steps: Sequence[ScheduledStep], wanted: ProcedureCommand
+) -> Sequence[RequestedProcedure | ScheduledStep] | None:
+    """By ID or Study UID; else by its numbers, also those of one order group of a procedure that came in several. None:
+    it states nothing."""
     for name in ("requested_procedure_id", "study_instance_uid"):
         if value := getattr(wanted, name):
             return [row for row in rows if getattr(row, name) == value]
-    return [row for row in rows if has_numbers(row, wanted)] or None
+    if not _stated(wanted):
+        return None
+    return [row for row in rows if has_numbers(row, wanted)] or [row for row in all_steps if has_numbers(row, wanted)]
 
 
 def _is_step(step: ScheduledStep, wanted: StepCommand) -> bool:

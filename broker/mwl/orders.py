@@ -30,6 +30,11 @@ STATUS = {
     "SC": "release", "IP": "arrive", "CM": "complete", "CA": "cancel", "DC": "cancel", "HD": "hold", "RP": "cancel",
 }  # fmt: skip
 STATUS_OF_CHANGE = {code: STATUS[code] for code in ("IP", "CM", "CA", "DC", "HD")}
+# An end that is older than all of what it names: the case that it opens.
+TOO_OLD = {
+    "cancel": ("late_cancel", "a cancel"), "no_show": ("late_cancel", "a no-show"),
+    "complete": ("late_change", "a completion"),
+}  # fmt: skip
 ORDERED = "ordered_priority"  # said by a new order; of several groups the most urgent counts, until a change
 DISCONTINUED = "DC"  # ORC-1 or ORC-5: what has begun is known to go on
 
@@ -64,14 +69,12 @@ def _place(session: Session, command: OrderCommand, cause: Cause) -> tuple[Imagi
     if command.patient is None:
         raise MissingField("patient", "a new order names its patient")
     patient, conflicts = patients.for_order(session, command.patient, now=cause.now, actor=cause.actor)
-    order = finding.placed(session, command)
-    if order is not None and order.patient_pk != patient.key:
-        raise DuplicateKey("accession number", "is another patient's")
+    order = finding.placed(session, command, patient)
     order_identity.refuse_reused_numbers(session, command, order)
     is_new = order is None
     order = order or _create(session, command, patient.key, cause)
     _withhold(session, order, conflicts, cause)
-    telling = Telling(_at(order, command, cause), refuse=command.known == "refuse" and not is_new)
+    telling = Telling(_at(order, command, cause), _place_of(command), command.known == "refuse" and not is_new)
     told = Told()
     if _is_older_than_all(order, telling.at):
         telling.older = True
@@ -91,7 +94,7 @@ def _create(session: Session, command: OrderCommand, patient_pk: int, cause: Cau
         patient_pk=patient_pk,
         accession_number=order_identity.accession_number(session, command),
         accession_issuer=command.accession_issuer,
-        placed_at=command.at,
+        placed_at=said.not_ahead(command.at, cause.now),
         message_pk=cause.message_pk,
         identifier_pk=order_identity.identifier_pk(session, command.patient),
     )
@@ -128,7 +131,7 @@ def _tell_order(order: ImagingOrder, command: OrderCommand, telling: Telling) ->
     elif command.control != "XO":
         ordered = priority if command.known == "change" else _more_urgent(order, priority)
         if telling.refuse and ordered != order.priority and telling.at >= order.said.get(said.BORN, ""):
-            raise DuplicateKey("order", "exists already with another priority; send a change (XO)")
+            raise DuplicateKey(telling.place, "the order exists already with another priority; send a change (XO)")
         telling.changed += ["priority"] if ordered != order.priority else []
         order.priority, order.said = ordered, order.said | {ORDERED: telling.at}
 
@@ -138,7 +141,10 @@ def _withhold(session: Session, order: ImagingOrder, conflicts: Sequence[str], c
     (reconciliation.md 3.3)."""
     if not conflicts:
         return
-    order.withheld = "patient_conflict"
+    if order.withheld != "patient_conflict":
+        order.withheld = "patient_conflict"
+        session.flush()
+        items.rebuild(session, order.key, now=cause.now)
     casebook.open_case(
         session, "patient_conflict", f"order:{order.key}", level="amber", reasons=conflicts, order_pk=order.key,
         now=cause.now, actor=cause.actor,
@@ -154,7 +160,7 @@ def _change(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
         return _say_status(session, order, command, STATUS_OF_CHANGE, cause)
     order = finding.known(session, command)
     command = slots.resolved(session, order, command)
-    telling = Telling(_at(order, command, cause))
+    telling = Telling(_at(order, command, cause), _place_of(command))
     told = Told()
     if _is_older_than_all(order, telling.at):
         telling.older = True
@@ -170,7 +176,7 @@ def _finish(
 ) -> None:
     if told.late:
         steps.ask(session, order, "late_change", f"a change came after {told.late} of its steps had ended", cause)
-    _remember(session, order, command)
+    _remember(session, order, command, cause)
     if telling.changed:
         audit.record(
             session, "order.update", f"order:{order.key}", actor=cause.actor, now=cause.now,
@@ -213,26 +219,39 @@ def _tell_steps(session: Session, order: ImagingOrder, command: OrderCommand, wo
 
 
 def _say_of(
-    session: Session, order: ImagingOrder, targets: Sequence[Part], command: OrderCommand, word: str, cause: Cause
+    session: Session,
+    order: ImagingOrder,
+    targets: Sequence[Part],
+    command: OrderCommand,
+    word: str,
+    cause: Cause,
+    *,
+    are_named: bool = True,
 ) -> Outcome:
-    """A cancel that comes too late for some step, and an end of what was cancelled, are questions for a person."""
+    """A cancel that comes too late for some step, an end of what was cancelled, and an end that is older than all of
+    what it names (two senders' clocks may differ), are questions for a person."""
     why = f"ORC-1 {command.control}" if command.control != "no_show" else "no show"
     effect = steps.happen(session, order, targets, word, _at(order, command, cause), why, cause)
-    asked = effect.late and DISCONTINUED not in (command.control, command.status)
-    if asked:
-        reason = f"a cancel came after {effect.late} of its steps had begun"
-        steps.ask(session, order, "late_cancel", reason, cause)
+    doubts: dict[str, list[str]] = {"late_cancel": [], "late_change": []}
+    if effect.late and DISCONTINUED not in (command.control, command.status):
+        doubts["late_cancel"].append(f"a cancel came after {effect.late} of its steps had begun")
+    if effect.unborn and are_named and word in TOO_OLD:
+        kind, what = TOO_OLD[word]
+        doubts[kind].append(f"{what} is older than the order of what it names")
     if effect.contradicted:
         reason = f"the RIS says that it is completed, and {effect.contradicted} of its steps are not"
-        steps.ask(session, order, "late_change", reason, cause)
-    if effect.older:
+        doubts["late_change"].append(reason)
+    for kind, reasons in doubts.items():
+        if reasons:
+            steps.ask(session, order, kind, "; ".join(reasons), cause)
+    if effect.older or effect.unborn:
         _trace(session, order, command, cause)
     audit.record(
         session, "order.cancel" if word == "cancel" else "order.status", f"order:{order.key}", actor=cause.actor,
         now=cause.now, control=command.control, status=command.status, late=effect.late,
     )  # fmt: skip
-    _remember(session, order, command)
-    return Outcome(order.key, "UC" if asked else "OK", _status(session, order))
+    _remember(session, order, command, cause)
+    return Outcome(order.key, "UC" if doubts["late_cancel"] else "OK", _status(session, order))
 
 
 # Numbers
@@ -270,10 +289,10 @@ def _assigned(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
     """NA: numbers for an order that is known by another one. DuplicateKey where it has another one of that kind."""
     order = finding.known(session, command)
     added = []
-    found = finding.procedures(session, order, command.procedures, command.place or "order")
+    found = finding.procedures(session, order, command.procedures, _place_of(command))
     for procedure, wanted in zip(found, command.procedures, strict=True):
         if procedure is None or finding.contradicts(procedure, wanted):
-            raise DuplicateKey(command.place or "order", "has another number of that kind already")
+            raise DuplicateKey(_place_of(command), "has another number of that kind already")
         rows = steps.of(session, order.key, procedure.key)
         parts: list[Part] = [procedure, *rows]
         for part in parts:
@@ -286,7 +305,7 @@ def _assigned(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
         )
         session.flush()
         items.rebuild(session, order.key, now=cause.now)
-    _remember(session, order, command)
+    _remember(session, order, command, cause)
     return Outcome(order.key)
 
 
@@ -297,15 +316,17 @@ def _replace(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
     """RP with RO: the old orders are cancelled as by CA, the new one says which it stands in for. Where both are of one
     accession number, what is new joins that order, and what it does not mention is cancelled."""
     olds = [(old, known) for old in command.replaces if (known := _replaced(session, command, old))]
-    is_same = any(known.key == _pk_of(session, command) for _, known in olds)
+    is_same = any(known.key == _pk_of_new(session, command) for _, known in olds)
     order, told = _place(session, replace(command, known="change") if is_same else command, cause)
     for old, known in olds:
-        if known.key == order.key:
-            targets = _not_told(session, order, told)
-        else:
+        are_named = known.key != order.key
+        if are_named:
             targets = finding.targets(session, known, old)
             order.replaces_pk = order.replaces_pk or known.key
-        _say_of(session, known, targets, replace(old, control="CA", status="", at=command.at), "cancel", cause)
+        else:
+            targets = _not_told(session, order, told)
+        cancel = replace(old, control="CA", status="", at=command.at)
+        _say_of(session, known, targets, cancel, "cancel", cause, are_named=are_named)
     audit.record(
         session, "order.replace", f"order:{order.key}", actor=cause.actor, now=cause.now,
         replaces=[known.key for _, known in olds],
@@ -317,7 +338,7 @@ def _replace(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
 def _replaced(session: Session, command: OrderCommand, old: OrderCommand) -> ImagingOrder | None:
     """Found before the new one is placed: the two may share numbers, as they do when the message comes again."""
     wanted = replace(old, patient=old.patient or command.patient, place=old.place or command.place)
-    besides = None if old.accession_number else _pk_of(session, command)
+    besides = None if old.accession_number else _pk_of_new(session, command)
     if finding.find(session, wanted, besides=besides) is not None:
         return finding.known(session, wanted, besides=besides)
     if command.unknown == "place" and finding.find(session, wanted) is None:
@@ -325,10 +346,8 @@ def _replaced(session: Session, command: OrderCommand, old: OrderCommand) -> Ima
     return finding.known(session, wanted)
 
 
-def _pk_of(session: Session, command: OrderCommand) -> int | None:
-    if not command.accession_number:
-        return None
-    return finding.pk_by_accession(session, command.accession_number, command.accession_issuer)
+def _pk_of_new(session: Session, command: OrderCommand) -> int | None:
+    return finding.pk_of_placed(session, command) if command.accession_number else None
 
 
 def _not_told(session: Session, order: ImagingOrder, told: Told) -> list[Part]:
@@ -375,8 +394,13 @@ def _is_older_than_all(order: ImagingOrder, at: str) -> bool:
     return last is not None and not order.said and at < said.time_of(last, None, last)
 
 
-def _remember(session: Session, order: ImagingOrder, command: OrderCommand) -> None:
-    order.last_event_at = max(filter(None, (order.last_event_at, command.at)), default=None)
+def _place_of(command: OrderCommand) -> str:
+    return command.place or "order"
+
+
+def _remember(session: Session, order: ImagingOrder, command: OrderCommand, cause: Cause) -> None:
+    at = said.not_ahead(command.at, cause.now)
+    order.last_event_at = max(filter(None, (order.last_event_at, at)), default=None)
     session.add(order)
 
 

@@ -7,30 +7,37 @@ from typing import Any
 
 from sqlmodel import Session
 
-from broker import audit, casebook, clock, db
+from broker import audit, clock
 from broker.errors import DuplicateKey, MissingField
 from broker.model.patients import Patient, PatientIdentifier, PatientVersion
-from broker.mwl import belongings, identity, merge_log, merges, names
-from broker.mwl.commands import Identifier, PatientCommand, PersonCommand
+from broker.mwl import belongings, identity, merge_log, merges, names, said
+from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, PersonCommand
+from broker.mwl.dataset import SHOWN_TOGETHER, listed
 from broker.mwl.identity import FIELDS, find, history, identifiers
 
-__all__ = ["apply", "find", "for_order", "history", "identifiers"]
+__all__ = ["apply", "find", "for_order", "history", "identifiers", "with_visit"]
 
 COMPARED_SEXES = ("M", "F")  # O, U and empty count as missing (reconciliation.md 3.3)
 RECORD = (*FIELDS, "romanised", "attributes", "said")
+# Of the patient, but another at the next visit: where an order says it, it is the order's.
+OF_A_VISIT = (
+    "PatientWeight", "PatientSize", "PatientState", "PregnancyStatus", "LastMenstrualDate", "SpecialNeeds",
+    "AdditionalPatientHistory", "PatientComments", *SHOWN_TOGETHER,
+)  # fmt: skip
 
 
 def apply(session: Session, command: PatientCommand, *, now: dt.datetime, actor: str) -> Patient:
     """Do what an ADT message asks for. An unknown patient is made, whatever the event.
 
     Of each field the newest message counts, in whatever order they come; one that says no time counts always, and one
-    from the future is from now. A further identifier that is another patient's stays that patient's, and a person is
+    from far in the future is from now. A further identifier that is another patient's stays that patient's, and what
+    comes under a retired number of somebody who is plainly not the one to whom it leads changes nothing: a person is
     asked. Raises InvalidValue for a merge with itself, DuplicateKey where an identifier is changed to another
     patient's."""
-    command = replace(command, at=min(command.at, now) if command.at else None)
+    command = replace(command, at=said.not_ahead(command.at, now))
     leading = _leading(command.patient)
     wanted = [leading] if command.event == "update" else [leading, merges.prior_of(command)]
-    found = identity.locked(session, *wanted)
+    found = identity.locked(session, *wanted, also=lambda: merge_log.owner_then(session, leading, command.at))
     patient, prior = found[0], found[1] if len(found) > 1 else None
     if command.event == "change_id":
         if patient and prior and patient.key != prior.key:
@@ -49,6 +56,8 @@ def apply(session: Session, command: PatientCommand, *, now: dt.datetime, actor:
         return patient
     else:
         subject = _subject(session, patient, command)
+        if subject is patient and _is_somebody_else(session, patient, command, now=now, actor=actor):
+            return patient
         record = _take(session, subject, command, now=now, actor=actor)
     if command.event != "update":
         merges.carry_out(session, command, patient, prior, subject=subject, record=record, now=now, actor=actor)
@@ -66,7 +75,7 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
     contradicts it fills nothing either. Reasons hold no patient data."""
     (patient,) = identity.locked(session, _leading(person))
     if patient is None:
-        patient = _create(session, person, now=now, actor=actor)
+        patient = _create(session, replace(person, attributes=_lasting(person)), now=now, actor=actor)
         return patient, _conflicts(session, patient, person)
     conflicts = _conflicts(session, patient, person)
     if conflicts:
@@ -79,6 +88,14 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
         )
         belongings.rebuild(session, patient.key, now=now)
     return patient, []
+
+
+def with_visit(command: OrderCommand) -> OrderCommand:
+    """What a new order says of its patient that changes from visit to visit is among what it says of itself."""
+    if command.patient is None:
+        return command
+    own = {name: value for name, value in command.patient.attributes.items() if name in OF_A_VISIT}
+    return replace(command, attributes=own | command.attributes)
 
 
 def _leading(person: PersonCommand) -> Identifier:
@@ -120,7 +137,30 @@ def _subject(session: Session, patient: Patient, command: PatientCommand) -> Pat
     owner = merge_log.owner_at(session, row, command.at)
     if owner is None or owner == patient.pk:
         return patient if owner else None
-    return db.lock(session, Patient, owner)
+    return session.get_one(Patient, owner)  # locked with the others
+
+
+def _is_somebody_else(
+    session: Session, patient: Patient, command: PatientCommand, *, now: dt.datetime, actor: str
+) -> bool:
+    """An update under a retired number that would make another person of the one to whom that number leads: it may
+    have been given to somebody else since. As with orders, nothing is changed and a person is asked."""
+    named = _leading(command.patient)
+    row = identity.row(session, named.value, named.issuer)
+    if command.event != "update" or row is None or not row.retired:
+        return False
+    taken = _current(patient, command.patient, command.at)
+    current: dict[str, Any] = {name: taken.get(name) for name in FIELDS}
+    person = replace(command.patient, **current)
+    reasons = _contradictions(patient, person, "a message under a number that was retired")
+    if not reasons:
+        return False
+    belongings.ask_about_patient(session, merges.CONFLICT, patient.key, reasons, now=now, actor=actor)
+    audit.record(
+        session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause=command.cause,
+        outcome="refused", under=row.key,
+    )  # fmt: skip
+    return True
 
 
 def _take(
@@ -150,10 +190,8 @@ def _take_identifiers(
 ) -> None:
     added, others = _add_identifiers(session, patient, command.patient.identifiers)
     if others:
-        casebook.open_case(
-            session, merges.CONFLICT, f"patient:{patient.key}", level="amber", now=now, actor=actor,
-            reasons=[merges.conflict(other) for other in others],
-        )  # fmt: skip
+        reasons = [merges.conflict(other) for other in others]
+        belongings.ask_about_patient(session, merges.CONFLICT, patient.key, reasons, now=now, actor=actor)
     if added:
         audit.record(
             session, "patient.update", f"patient:{patient.key}",
@@ -185,8 +223,7 @@ def _update(
 ) -> tuple[list[str], bool]:
     """Take over what the message says (None: nothing, empty: delete), but for what a newer one has said: the names of
     the fields that changed, and whether some were left."""
-    stamp, said = clock.iso(at) if at else "", _said(person)
-    taken = {name: value for name, value in said.items() if not stamp or patient.said.get(name, "") <= stamp}
+    stamp, taken = clock.iso(at) if at else "", _current(patient, person, at)
     attributes = {**patient.attributes, **{name: value for name, value in taken.items() if name not in FIELDS}}
     changes: dict[str, Any] = {name: value for name, value in taken.items() if name in FIELDS}
     if "name" in taken:
@@ -208,7 +245,15 @@ def _update(
     if stamp:
         patient.said = {**patient.said, **dict.fromkeys(taken, stamp)}
     session.add(patient)
-    return sorted(changes), len(taken) < len(said)
+    return sorted(changes), len(taken) < len(_said(person))
+
+
+def _current(patient: Patient, person: PersonCommand, at: dt.datetime | None) -> dict[str, Any]:
+    """What a message of that time says and no newer one has said."""
+    stamp = clock.iso(at) if at else ""
+    return {
+        name: value for name, value in _said(person).items() if not stamp or patient.said.get(name, "") <= stamp
+    }  # fmt: skip
 
 
 def _said(person: PersonCommand) -> dict[str, Any]:
@@ -220,30 +265,44 @@ def _said(person: PersonCommand) -> dict[str, Any]:
 # An order's person
 
 
+def _contradictions(patient: Patient, person: PersonCommand, who: str) -> list[str]:
+    """In what they are plainly two persons (reconciliation.md 3.3)."""
+    different = {
+        "name": bool(person.name and patient.name) and names.grade(patient.name, person.name or "") == "N4",
+        "birth date": bool(person.birth_date and patient.birth_date) and person.birth_date != patient.birth_date,
+        "sex": {person.sex, patient.sex} == set(COMPARED_SEXES),
+    }
+    return [f"{who} gives another {what} than the patient record" for what, differs in different.items() if differs]
+
+
 def _conflicts(session: Session, patient: Patient, person: PersonCommand) -> list[str]:
-    reasons = []
-    if person.name and patient.name and names.grade(patient.name, person.name) == "N4":
-        reasons.append("the order gives another name than the patient record")
-    if person.birth_date and patient.birth_date and person.birth_date != patient.birth_date:
-        reasons.append("the order gives another birth date than the patient record")
-    if {person.sex, patient.sex} == set(COMPARED_SEXES):
-        reasons.append("the order gives another sex than the patient record")
+    reasons = _contradictions(patient, person, "the order")
     if any((owner := find(session, i.value, i.issuer)) and owner.pk != patient.pk for i in person.identifiers):
         reasons.append("one of the order's patient identifiers belongs to another patient")
     return reasons
 
 
 def _only_gaps(patient: Patient, person: PersonCommand) -> PersonCommand:
-    """What of the order's person is empty in the record; a name is filled group by group."""
-    name = _filled_name(patient.name, person.name or "")
+    """What of the order's person is empty in the record; a name is filled group by group, and to allergies and alerts
+    those are added that are new."""
+    name, attributes = _filled_name(patient.name, person.name or ""), _lasting(person)
+    more = {one: listed(one, patient.attributes, attributes) for one in SHOWN_TOGETHER if attributes.get(one)}
     return PersonCommand(
         identifiers=person.identifiers,
         name=name or None,
         romanised=patient.romanised if _groups(patient.name)[0] else person.romanised,
         birth_date=None if patient.birth_date else person.birth_date or None,
         sex=None if patient.sex else person.sex or None,
-        attributes={k: v for k, v in person.attributes.items() if v not in (None, "") and k not in patient.attributes},
+        attributes={k: v for k, v in attributes.items() if v not in (None, "") and k not in patient.attributes} | more,
     )
+
+
+def _lasting(person: PersonCommand) -> dict[str, Any]:
+    """What an order says of the patient that is true of the next order, too."""
+    return {
+        name: value for name, value in person.attributes.items()
+        if name not in OF_A_VISIT or name in SHOWN_TOGETHER
+    }  # fmt: skip
 
 
 def _filled_name(known: str, said: str) -> str:

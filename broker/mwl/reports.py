@@ -11,6 +11,7 @@ from broker.config import Limits
 from broker.errors import DuplicateKey, InvalidValue
 from broker.model.orders import ImagingOrder, Report
 from broker.mwl import order_finding as finding
+from broker.mwl import said
 from broker.mwl.commands import ReportCommand
 
 CLOSING = ("final", "amended")
@@ -39,7 +40,7 @@ def apply(
         )
     order = finding.known(session, replace(command.order, place=command.order.place or command.place))
     versions = _versions(session, order, command)
-    issued = command.issued_at or command.at
+    issued = _issued_at(command, now)
     same = next((row for row in versions if _says(row, command, issued)), None)
     if same is not None:
         return same
@@ -71,6 +72,12 @@ def _versions(session: Session, order: ImagingOrder, command: ReportCommand) -> 
     return rows
 
 
+def _issued_at(command: ReportCommand, now: dt.datetime) -> dt.datetime | None:
+    """None: it does not say, or what cannot be (mwl/said.py)."""
+    stated = (command.issued_at, command.at)
+    return next((at for at in stated if at is not None and not said.is_far_ahead(at, now)), None)
+
+
 def _says(row: Report, command: ReportCommand, issued: dt.datetime | None) -> bool:
     """issued: None = now, which says nothing of whether it is the same again."""
     contents = all(getattr(row, name) == getattr(command, name) for name in CONTENTS)
@@ -91,12 +98,12 @@ def _issued(row: Report) -> tuple[dt.datetime, int]:
 
 def _close(session: Session, order: ImagingOrder, now: dt.datetime) -> None:
     """Reported while some report is final or amended, and not cancelled since."""
-    said = (
+    told = (
         select(Report.number, Report.issuer, Report.status)
         .where(Report.order_pk == order.key, col(Report.status).in_(SAID_OF_IT))
         .order_by(col(Report.issued_at), col(Report.pk))
     )
-    last = {(number, issuer): status for number, issuer, status in session.exec(said)}
+    last = {(number, issuer): status for number, issuer, status in session.exec(told)}
     is_reported = any(status in CLOSING for status in last.values())
     order.reported_at = (order.reported_at or now) if is_reported else None
     session.add(order)

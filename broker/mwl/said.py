@@ -3,8 +3,8 @@
 Messages come twice, late and in any order; what is known at the end is what they say in the order of their own times
 (ORC-9, else MSH-7). So every row of an order keeps, by name, the time of the message that a field, an attribute or an
 order control is from. An older message changes nothing that a newer one has said, and fills what no newer one has. Of
-two of the same time the one that arrives later counts. What has no time of its own (REST, the command line) is said
-now, and after all that came before."""
+two of the same time the one that arrives later counts. What has no time of its own (REST, the command line), or one
+that cannot be, is said now, and after all that came before."""
 
 import datetime as dt
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,19 +19,37 @@ Part = ImagingOrder | RequestedProcedure | ScheduledStep
 BORN, ENDED = "born", "ended"  # of the oldest message that names the row; of the message that ended the step
 OPPOSITE = {"hold": "release", "release": "hold", "arrive": "unarrive", "unarrive": "arrive"}
 AFTER = dt.timedelta(microseconds=1)
+# A wrong year would win for ever. Clocks that are minutes apart, or in another zone than they say, keep their times: to
+# move those would put the messages of one sender out of their order.
+AHEAD_MAX = dt.timedelta(days=1)
 
 
 def time_of(at: dt.datetime | None, last: dt.datetime | None, now: dt.datetime) -> str:
     """In a form that sorts. at: the message's own time. last: of the newest message applied to its order."""
-    return clock.iso(at or (max(now, last + AFTER) if last else now))
+    if at is not None and not is_far_ahead(at, now):
+        return clock.iso(at)
+    present = not_ahead(at, now) or now
+    return clock.iso(max(present, last + AFTER) if last else present)
+
+
+def not_ahead(at: dt.datetime | None, now: dt.datetime) -> dt.datetime | None:
+    """The same time; where it is further ahead than any clock may be, now: to the second, as most senders know it, so
+    that what follows in the same second is no older."""
+    return now.replace(microsecond=0) if at is not None and is_far_ahead(at, now) else at
+
+
+def is_far_ahead(at: dt.datetime, now: dt.datetime) -> bool:
+    return at - now > AHEAD_MAX
 
 
 @dataclass
 class Telling:
-    """One message about one order. at: its time. refuse: it may add and fill, but not change (a new order that is
-    known). Comes to: the names of what it changed, and whether something newer kept it from changing more."""
+    """One message about one order. at: its time. place: where in the message the order stands. refuse: it may add and
+    fill, but not change (a new order that is known). Comes to: the names of what it changed, and whether something
+    newer kept it from changing more."""
 
     at: str
+    place: str = "order"
     refuse: bool = False
     changed: list[str] = field(default_factory=list)
     older: bool = False
@@ -52,11 +70,12 @@ def news(at: str, row: Part, values: Mapping[str, Any], known: Mapping[str, Any]
 def tell(
     telling: Telling, row: Part, values: Mapping[str, Any], what: str, known: Mapping[str, Any] | None = None
 ) -> list[str]:
-    """Set what changes, and remember since when all of it is known; the names of what changed. What `known` holds is
-    set by the caller. Raises DuplicateKey, naming `what`, where it may not change."""
+    """Set what changes, and remember since when all of it is known; the names of what changed. what: of what kind the
+    row is. What `known` holds is set by the caller. Raises DuplicateKey where it may not change."""
     new = news(telling.at, row, values, known)
     if new and telling.refuse and telling.at >= row.said.get(BORN, ""):
-        raise DuplicateKey(what, f"exists already with another {new[0].replace('_', ' ')}; send a change (XO)")
+        named = new[0].replace("_", " ")
+        raise DuplicateKey(telling.place, f"the {what} exists already with another {named}; send a change (XO)")
     before = {name: value_of(row, name) for name in values} | dict(known or {})
     telling.older |= any(value != before[name] for name, value in values.items() if name not in new)
     attributes = {name: values[name] for name in new if _is_attribute(name)}

@@ -3,7 +3,7 @@
 A schedule names an appointment and its services, not steps: a step is known by its appointment; before it has one, by
 the numbers of its order; among several, by the code of the service."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sqlmodel import Session
@@ -15,7 +15,6 @@ from broker.mwl import order_finding as finding
 from broker.mwl import steps
 from broker.mwl.commands import OrderCommand, ProcedureCommand, StepCommand
 
-Pairs = list[tuple[ScheduledStep, StepCommand]]
 CODES = "ScheduledProtocolCodeSequence"
 
 
@@ -26,14 +25,19 @@ class ServiceCommand(StepCommand):
     codes: tuple[str, ...] = ()
 
 
+Pairs = list[tuple[ScheduledStep, ServiceCommand]]
+
+
 def resolved(session: Session, order: ImagingOrder, command: OrderCommand) -> OrderCommand:
     """The same change of the order by the IDs of the steps that its appointment means; any other command as it is.
 
-    One service is said of all steps of its appointment, several each of the steps with their code, or one by one where
-    none has a code of theirs. A service that is none of its steps is a new one where the schedule places orders, and
-    otherwise none of the order's. Raises DuplicateKey where nobody can say which step is meant."""
-    services = [step for procedure in command.procedures for step in procedure.steps]
-    if not services or not all(isinstance(one, ServiceCommand) and not one.sps_id for one in services):
+    A service is said of the steps with its code; one without a code of all steps of its appointment, several of as
+    many one by one. Where there is one service and one step, it can mean no other, whatever its code. A service that is
+    none of the steps is a new one where the schedule places orders. Raises DuplicateKey where nobody can say which step
+    is meant."""
+    said = [step for procedure in command.procedures for step in procedure.steps]
+    services = [one for one in said if isinstance(one, ServiceCommand) and not one.sps_id]
+    if not services or len(services) < len(said):
         return command
     places = command.unknown == "place"
     procedures = {row.key: row for row in steps.procedures_of(session, order.key)}
@@ -44,9 +48,11 @@ def resolved(session: Session, order: ImagingOrder, command: OrderCommand) -> Or
         raise DuplicateKey(
             command.place or "order", "its steps have other appointments; cancel those, or change the order"
         )
-    pairs = _paired(rows, services, procedures, command.place or "order")
+    pairs = _paired(rows, services, procedures, command.place or "order", places=places)
     rest = [one for one in services if not any(one is service for _, service in pairs)]
-    new = [replace(one, sps_id=ids.short_id("S")) for one in rest if places]
+    if rest and not places:
+        raise DuplicateKey(command.place or "order", f"{len(rest)} of its services are none of the order's steps")
+    new = [replace(one, sps_id=ids.short_id("S")) for one in rest]
     return replace(command, procedures=_procedures(command.procedures[0], procedures, pairs, new))
 
 
@@ -71,33 +77,38 @@ def _booked(rows: Sequence[ScheduledStep], service: StepCommand, *, places: bool
 
 def _paired(
     rows: Sequence[ScheduledStep],
-    services: Sequence[StepCommand],
+    services: Sequence[ServiceCommand],
     procedures: dict[int, RequestedProcedure],
     place: str,
+    *,
+    places: bool,
 ) -> Pairs:
-    by_protocol = _by_code(rows, services, _protocol_codes, place)
-    if pairs := by_protocol or _by_code(
-        rows, services, lambda row: {procedures[row.requested_procedure_pk].code_value} - {""}, place
-    ):
+    if pairs := _by_code(rows, services, procedures, place):
         return pairs
-    if len(services) == 1 and (len(rows) == 1 or not services[0].attributes.get(CODES)):
+    is_coded = any(one.codes for one in services)
+    if len(services) == 1 and (len(rows) == 1 or not is_coded):
         return [(row, services[0]) for row in rows]
-    if len(services) != len(rows):
+    if len(services) != len(rows) or (is_coded and not places):
         raise DuplicateKey(place, f"its {len(services)} services do not tell which of {len(rows)} steps they mean")
     return list(zip(rows, services, strict=True))
 
 
 def _by_code(
     rows: Sequence[ScheduledStep],
-    services: Sequence[StepCommand],
-    codes_of: Callable[[ScheduledStep], set[str]],
+    services: Sequence[ServiceCommand],
+    procedures: dict[int, RequestedProcedure],
     place: str,
 ) -> Pairs:
-    """Each step with the service of its code. Several services of one code: as many steps of it, in their order."""
+    """Each step with the service of its code; that of its procedure counts where no step has the service's. Several
+    services of one code: as many steps of it, in their order."""
+    known = set().union(*map(_protocol_codes, rows))
+    of_procedures = [set() if known & set(one.codes) else set(one.codes) for one in services]
     pairs: Pairs = []
     taken: dict[tuple[int, ...], int] = {}
     for row in rows:
-        fitting = [n for n, one in enumerate(services) if codes_of(row) & set(getattr(one, "codes", ()))]
+        own, above = _protocol_codes(row), {procedures[row.requested_procedure_pk].code_value} - {""}
+        fitting = [n for n, one in enumerate(services) if own & set(one.codes)]
+        fitting = fitting or [n for n, codes in enumerate(of_procedures) if above & codes]
         if not fitting:
             continue
         turn = taken[tuple(fitting)] = taken.get(tuple(fitting), -1) + 1

@@ -26,11 +26,13 @@ PATHS = {
     "hold": ("hold",),
     "release": ("release",),
     "cancel": ("cancel",),
-    "no_show": ("no_show",),
+    "no_show": ("release", "no_show"),  # the same, whichever of hold and no-show came first
     "complete": ("release", "start", "complete"),  # no MPPS told of it, so the RIS does
 }
-ENDS = ("cancel", "no_show", "complete")  # reach only the steps that were there when it was said
+ENDS = ("cancel", "no_show", "complete")
+OF_ITS_TIME = (*ENDS, "arrive")  # reach only the steps that were there when it was said
 NEVER_COMPLETED = ("CANCELED", "DISCONTINUED")
+Above = tuple[ImagingOrder, RequestedProcedure, ScheduledStep]  # of a step: what is said of them is said of it
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,13 @@ class Cause:
 @dataclass
 class Effect:
     """Numbers of steps. late: had begun before they could be cancelled. contradicted: are cancelled or discontinued,
-    and now said to be completed. older: something newer was said before."""
+    and now said to be completed. older: something newer was said before. unborn: of parts of which it was said, and no
+    step was there yet."""
 
     late: int = 0
     contradicted: int = 0
     older: bool = False
+    unborn: int = 0
 
 
 def move_step(session: Session, step: ScheduledStep, event: str, *, now: dt.datetime, actor: str, cause: str) -> None:
@@ -88,40 +92,53 @@ def happen(
     session.add_all(heard)
     effect = Effect(older=len(heard) < len(targets))
     procedures = {row.key: row for row in procedures_of(session, order.key)}
+    reached: set[int] = set()  # places in `heard`
+    missed: set[int] = set()
     for step in of(session, order.key):
         above = (order, procedures[step.requested_procedure_pk], step)
-        if not any(row is one for row in above for one in heard):
+        over = {place for place, one in enumerate(heard) if any(row is one for row in above)}
+        if not over:
             continue
         opposite = said.OPPOSITE.get(control)
         if opposite and said.newest(above, opposite) > at:
             continue
-        if control in ENDS and at < step.said.get(said.BORN, ""):
+        if control in OF_ITS_TIME and at < step.said.get(said.BORN, ""):
+            missed |= over
             continue
+        reached |= over
         effect.late += control == "cancel" and step.status in BEGUN
         effect.contradicted += control == "complete" and step.status in NEVER_COMPLETED
         _reach(session, step, above, control, at, why, cause)
+    effect.unborn = len(missed - reached)
     return effect
 
 
-def inherit(session: Session, above: tuple[ImagingOrder, RequestedProcedure, ScheduledStep], cause: Cause) -> None:
-    """What was said of the order and the procedure before this step was heard of, or after it was first named."""
+def inherit(session: Session, above: Above, cause: Cause, *, until: str = "") -> None:
+    """What was said of this step, its procedure and its order, and has not reached it: it was made just now, or is now
+    known to be older than the message (of the time `until`) by which it was known before. An end of the same time has
+    arrived before the message that names the step now, and of two of one time the later counts."""
     step, born = above[2], above[2].said[said.BORN]
-    for control in ("arrive", "hold"):
-        if said.holds(above, control):
-            _reach(session, step, above, control, said.newest(above, control), control, cause)
-    ends = [(row.said[end], end) for row in above[:2] for end in ENDS if row.said.get(end, "") >= born]
+    if _is_here(above):
+        _reach(session, step, above, "arrive", said.newest(above, "arrive"), "arrive", cause)
+    if said.holds(above, "hold"):
+        _reach(session, step, above, "hold", said.newest(above, "hold"), "hold", cause)
+    ends = [(row.said[end], end) for row in above for end in ENDS if row.said.get(end, "") > born]
     for at, end in sorted(ends):
-        _reach(session, step, above, end, at, end, cause)
+        if not until or at < until:
+            _reach(session, step, above, end, at, end, cause)
 
 
-def _reach(
-    session: Session, step: ScheduledStep, above: Sequence[said.Part], control: str, at: str, why: str, cause: Cause
-) -> None:
+def _is_here(above: Above) -> bool:
+    """The patient came, and not before the step was ordered: who was here in July is not here for September's."""
+    return said.holds(above, "arrive") and said.newest(above, "arrive") >= above[2].said.get(said.BORN, "")
+
+
+def _reach(session: Session, step: ScheduledStep, above: Above, control: str, at: str, why: str, cause: Cause) -> None:
     if control == "complete" and not _may_complete(session, step):
         return
     before = step.status
     path = PATHS[control]
-    if control == "release" and said.holds(above, "arrive"):
+    if control == "release" and _is_here(above):
         path = ("release", "arrive")  # who had come before the hold is still here
     for event in path:
         if can(STEP, step.status, event):

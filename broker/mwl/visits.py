@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlmodel import Session, col, select
 
-from broker import audit
+from broker import audit, db
 from broker.config import Site
 from broker.errors import MissingField
 from broker.model.orders import ImagingOrder
@@ -35,7 +35,12 @@ def apply(
         if command.event == "transfer":
             _move(session, order, command, at, cause)
         else:
-            steps.happen(session, order, targets, command.event, at, command.cause or command.event, cause)
+            effect = steps.happen(session, order, targets, command.event, at, command.cause or command.event, cause)
+            if effect.older or effect.unborn:
+                audit.record(
+                    session, "order.update", f"order:{order.key}", actor=actor, now=now, outcome="stale",
+                    cause=command.cause, control=command.event,
+                )  # fmt: skip
     pks = [order.key for order, _ in reached]
     if not pks:
         return [], f"{command.event}: no order of this visit is known"
@@ -52,8 +57,7 @@ def _named_order(session: Session, command: VisitCommand) -> list[tuple[ImagingO
 def _of_the_visit(session: Session, command: VisitCommand) -> list[tuple[ImagingOrder, Sequence[Part]]]:
     if command.visit is None or not command.visit.value:
         raise MissingField(command.place or "visit", "names neither a visit nor an order", err="101")
-    leading = command.patient.identifiers[0]
-    patient = identity.find(session, leading.value, leading.issuer)
+    (patient,) = identity.locked(session, command.patient.identifiers[0])
     if patient is None:
         return []
     rows = session.exec(
@@ -62,7 +66,7 @@ def _of_the_visit(session: Session, command: VisitCommand) -> list[tuple[Imaging
         .order_by(col(ImagingOrder.pk))
     ).all()
     theirs = [pk for pk, attributes in rows if pk and _belongs(attributes, command.visit)]
-    orders = [finding.locked(session, pk) for pk in theirs]
+    orders = [db.lock(session, ImagingOrder, pk) for pk in theirs]
     return [(order, [order]) for order in orders]
 
 

@@ -16,24 +16,33 @@ KEYS = (
     ("accession", "order", "accession_number"), ("patient", "patient", "id"), ("placer", "procedure", "placer_number"),
     ("filler", "procedure", "filler_number"), ("study", "procedure", "study_instance_uid"),
 )  # fmt: skip
+LEVELS = ("patient", "visit", "order", "procedure", "step")
+ROWS_ARE = "ORM^O01"  # for the rules of a profile that say what a message means
+CONTROL = "control"  # the column that says what a row wants, in the words of the profile's [controls]
+CONTROLS = {"NW": "NW", "XO": "NW", "CA": "CA", "DC": "CA"}  # a row that is there says how the order is
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One row: what it says of each level, as (fields, attributes)."""
+    """One row: what it says of each level, as (fields, attributes); nothing where a rule of the profile ignores it.
+    control: as its cell has it."""
 
     line: int
     scope: Group
     said: dict[str, tuple[dict[str, Any], dict[str, Any]]]
+    control: str = ""
+    is_ignored: bool = False
 
 
 def reading(profile: Profile, names: Sequence[str], cells: Sequence[str], line: int, site: Site) -> Reading:
     """Raises what is wrong with a cell, at `line 7, column`."""
     scope = Group.of([paths.row(names, cells, line)])
+    if profile.means(ROWS_ARE, scope) == "ignore":
+        return Reading(line, scope, {level: ({}, {}) for level in LEVELS}, is_ignored=True)
     own = profile.source_site(site)
-    levels = ("patient", "visit", "order", "procedure", "step")
-    return Reading(line, scope, {level: profile.said(level, scope, own, new=True) for level in levels})
+    said = {level: profile.said(level, scope, own, new=True) for level in LEVELS}
+    return Reading(line, scope, said, dict(zip(names, cells, strict=False)).get(CONTROL, "").strip())
 
 
 def order_of(row: Reading) -> tuple[str, str]:
@@ -50,9 +59,45 @@ def keys(rows: Sequence[Reading]) -> Iterator[tuple[str, str]]:
                 yield kind, value
 
 
-def command(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.datetime) -> OrderCommand:
-    """Of the rows of one order. Rows that say the same of the procedure are steps of it. at: of the file."""
-    site, first = profile.source_site(site), rows[0]
+def commands(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.datetime) -> list[OrderCommand]:
+    """Of the rows of one order: none where all are ignored. at: of the file."""
+    counting = [row for row in rows if not row.is_ignored]
+    if not counting:
+        return []
+    controls = [_control(profile, row) for row in counting]
+    for row, control in zip(counting, controls, strict=True):
+        if control != controls[0]:
+            raise InvalidValue(f"line {row.line} {CONTROL}", "differs from the first row of the same order")
+    read = _cancel if controls[0] == "CA" else _order
+    return [read(profile, counting, profile.source_site(site), at)]
+
+
+def _control(profile: Profile, row: Reading) -> str:
+    meant = CONTROLS.get(profile.meaning(row.control, "") or "") if row.control else "NW"
+    if meant is None:
+        raise InvalidValue(f"line {row.line} {CONTROL}", "means nothing that a row can say: NW, XO, CA, DC", err="103")
+    return meant
+
+
+def _cancel(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.datetime) -> OrderCommand:
+    row = rows[0]
+    order, patient = row.said["order"][0], row.said["patient"][0]
+    for name, value in (("accession_number", order.get("accession_number")), ("patient.id", patient.get("id"))):
+        if not value:
+            raise MissingField(f"line {row.line} {name}", "is required to cancel an order")
+    return OrderCommand(
+        "CA",
+        accession_number=order["accession_number"],
+        accession_issuer=order.get("accession_issuer") or site.accession_issuer,
+        patient=PersonCommand((Identifier(patient["id"], patient.get("issuer") or site.patient_id_issuer),)),
+        at=order.get("at") or at,
+        place="order",
+    )
+
+
+def _order(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.datetime) -> OrderCommand:
+    """Rows that say the same of the procedure are steps of it."""
+    first = rows[0]
     for row in rows[1:]:
         for level in ("patient", "visit", "order"):
             if row.said[level] != first.said[level]:
@@ -104,17 +149,7 @@ def _step(profile: Profile, row: Reading, site: Site) -> StepCommand:
     _need(profile, site, "sps_id", said, row)
     if said.get("modality") is None:
         said["modality"] = values.modality_of(attributes.get("ScheduledProtocolCodeSequence"))
-    own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
-    own |= {f"procedure.{name}": procedure.get(name) for name in ("code_value", "code_scheme", "description")}
-    if rule := profile.station(row.scope, own, named=bool(said.get("station_ae_titles"))):
-        for into, name, value in (
-            (said, "station_ae_titles", rule.ae_titles),
-            (said, "modality", rule.modality),
-            (attributes, "ScheduledStationName", [rule.station_name] if rule.station_name else None),
-            (attributes, "ScheduledProcedureStepLocation", rule.location),
-        ):
-            if value and (rule.always or not into.get(name)):
-                into[name] = value
+    profile.set_station(said, attributes, row.scope, procedure)
     for name in ("modality", "station_ae_titles", "start_date"):
         if not said.get(name):
             raise MissingField(f"line {row.line} step.{name}", "is required")

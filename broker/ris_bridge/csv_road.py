@@ -143,9 +143,10 @@ def _read(found: Received, intake: Intake) -> Read:
     read = [csv_mapped.reading(profile, names, list(cells.values()), line, site) for line, cells in listed]
     return Read(
         keys=frozenset((kind, value[:KEY_CHARACTERS_MAX]) for kind, value in csv_mapped.keys(read)),
-        commands=lambda: [csv_mapped.command(profile, read, site, at)],
+        commands=lambda: csv_mapped.commands(profile, read, site, at),
         answer=_answer,
         actor=found.sender,
+        notes=("ignored by its profile",) if all(row.is_ignored for row in read) else (),
         mapping=profile.label,
     )
 

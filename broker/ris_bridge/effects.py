@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlmodel import Session
 
@@ -13,11 +13,15 @@ from broker.mwl.commands import Command, OrderCommand, Outcome, PatientCommand, 
 
 @dataclass(frozen=True)
 class Cause:
+    """said_at: of a message that came before and is looked at again, when it came: what has no time of its own was said
+    then."""
+
     now: dt.datetime
     actor: str
     site: Site
     limits: Limits
     message_pk: int
+    said_at: dt.datetime | None = None
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,8 @@ class Done:
 
 
 def carry_out(session: Session, command: Command, cause: Cause) -> Done:
+    if cause.said_at and getattr(command, "at", cause.said_at) is None:
+        command = replace(command, at=cause.said_at)
     return EFFECTS[type(command)](session, command, cause)
 
 

@@ -149,12 +149,18 @@ def _trace(seen: os.stat_result) -> tuple[int, ...]:
 
 def _take(claim: Claim, intake: Intake, settings: Settings) -> None:
     try:
+        known = _trace(claim.path.lstat())
         reasons = _reasons(claim, intake, settings)
+        is_whole = _trace(claim.path.lstat()) == known
     except (SQLAlchemyError, NoRoom):
         _put_back(claim)
         raise
     except FileNotFoundError:
         log.get().warning("intake.claim_lost", intake=intake.name)
+        return
+    if not is_whole:  # somebody still writes: what has been taken of it is not taken twice
+        log.get().warning("intake.file_grew", intake=intake.name)
+        _put_back(claim)
         return
     _finish(claim, reasons)
     log.get().info("intake.file", intake=intake.name, refused=len(reasons))
@@ -228,7 +234,13 @@ READERS = {"hl7": _hl7, "csv": _csv}
 
 def _refusal(received: Received, way: Road) -> str:
     """Empty: it was taken. Who puts a file there again wants it looked at again."""
-    answer = inbox.take(received, way, again=True)
+    try:
+        answer = inbox.take(received, way, again=True)
+    except Exception as error:  # a message must not stop the ones behind it (security V14)
+        if inbox.is_trouble(error):
+            raise
+        log.get().exception("intake.failed", peer=received.peer)
+        return "cannot be processed, see the broker's log"
     row = db.read(lambda session: session.get_one(Message, answer.message_pk))
     if row.state == "APPLIED":
         return ""
@@ -242,28 +254,58 @@ def _refusal(received: Received, way: Road) -> str:
 def _put_back(claim: Claim) -> None:
     """As if nobody had touched it. Where its name is taken by now, the lease brings it back to us."""
     with contextlib.suppress(OSError):
-        os.link(claim.path, claim.home / claim.name, follow_symlinks=False)  # never over another file
-        claim.path.unlink()
+        _move(claim.path, claim.home / claim.name)
         claim.folder.rmdir()
 
 
 def _finish(claim: Claim, reasons: list[str]) -> None:
     target = claim.home / (FAILED if reasons else DONE)
-    name = _free(target, claim.name)
+    name = short = os.fsdecode(os.fsencode(claim.name)[:NAME_BYTES_MAX])
+    is_free = name == claim.name
     with contextlib.suppress(FileNotFoundError):  # another process has taken it over: it says how it ends
-        if reasons:
-            _write(target / f"{name}.reason.txt", reasons)
-        os.rename(claim.path, target / name)
+        while not (is_free and _is_put(claim, target / name, reasons)):
+            name, is_free = f"{short}.{uuid.uuid4().hex[:8]}", True
         claim.folder.rmdir()
 
 
-def _free(folder: Path, name: str) -> str:
-    short = os.fsdecode(os.fsencode(name)[:NAME_BYTES_MAX])
-    return f"{short}.{uuid.uuid4().hex[:8]}" if short != name or os.path.lexists(folder / short) else name
+def _is_put(claim: Claim, path: Path, reasons: list[str]) -> bool:
+    """Whether nobody had one of its names: the reasons stand there before the file does."""
+    beside = path.with_name(f"{path.name}.reason.txt")
+    try:
+        if reasons:
+            _write(beside, reasons)
+    except FileExistsError:
+        return False
+    try:
+        _move(claim.path, path)
+    except FileExistsError:
+        if reasons:
+            beside.unlink()
+        return False
+    return True
+
+
+def _move(source: Path, target: Path) -> None:
+    """Raises FileExistsError rather than replace another file; where the file system has no links (vfat, some shares),
+    one that comes at this very moment is not seen."""
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError:
+        if os.path.lexists(target):
+            raise FileExistsError(0, "exists already") from None
+        os.rename(source, target)
+    else:
+        source.unlink()
 
 
 def _write(path: Path, reasons: list[str]) -> None:
     told = reasons[:REASONS_MAX] + ([f"and {len(reasons) - REASONS_MAX} more"] if len(reasons) > REASONS_MAX else [])
     aside = path.with_name(f".{uuid.uuid4().hex}.tmp")
     aside.write_text("\n".join(told) + "\n", "utf-8")
-    os.rename(aside, path)
+    try:
+        _move(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise

@@ -4,6 +4,7 @@ REST and FHIR share it. The journal's raw bytes are the request line, the header
 line and the body byte for byte; its answer is the status line, headers and body that were sent. So a row can be
 replayed, and a repeated Idempotency-Key gets the same bytes again."""
 
+import datetime as dt
 import hashlib
 import http
 import itertools
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pydantic_core
 from sqlmodel import Session, col, select
 
 from broker import db, ids
@@ -43,7 +45,9 @@ KEPT = ("if-match", "if-none-exist")  # headers that change what a request does
 KEY = re.compile(r"[!-~]{1,255}")
 KEY_REUSED = "MSH^1^10"  # where the inbox says that a control id was used for other content
 RETRY_SECONDS = 5
+CHANGE = "send a change (XO)"  # what services advise, in the words of HL7
 KEYS_MAX = 200  # of one request
+PLACE_CHARACTERS_MAX = 200  # of a refusal: a name that is none of ours may have any length
 
 
 class Stale(WrongState):
@@ -164,8 +168,9 @@ def read(
     build: Callable[[], Asked],
     said: Iterable[tuple[str, str]],
     refusal: Callable[[BrokerError], Reply],
+    change: str,
 ) -> Read:
-    """said: what a request that is refused can still be found by."""
+    """said: what a request that is refused can still be found by. change: how an order is changed by this road."""
     keys = _bounded([("control", received.control_id), *said])
     asked: Asked | BrokerError
     try:
@@ -181,7 +186,7 @@ def read(
 
     def answer(refused: BrokerError | None, done: Sequence[Done]) -> bytes:
         if refused:
-            return refusal(refused).raw()
+            return refusal(_in_words(refused, change)).raw()
         (one,) = done
         assert isinstance(one, Told)
         return one.reply
@@ -189,8 +194,15 @@ def read(
     return Read(keys=keys, commands=commands, answer=answer, actor=received.sender)
 
 
+def _in_words(error: BrokerError, change: str) -> BrokerError:
+    if CHANGE not in error.text:
+        return error
+    return type(error)(error.place, error.text.replace(CHANGE, change), err=error.err)
+
+
 def _bounded(keys: Iterable[tuple[str, str]]) -> Keys:
-    found = ((kind, value[:KEY_CHARACTERS_MAX]) for kind, value in keys if value)
+    """No database holds NUL, so nothing is found by it."""
+    found = ((kind, value[:KEY_CHARACTERS_MAX]) for kind, value in keys if value and "\0" not in value)
     return frozenset(itertools.islice(dict.fromkeys(found), KEYS_MAX))
 
 
@@ -254,14 +266,17 @@ class Known:
         return PersonCommand((self.patient,))
 
 
-def known(session: Session, order_pk: int) -> Known | None:
+def known(session: Session, order_pk: int, before: dt.datetime | None = None) -> Known | None:
+    """before: when the request came, where it is looked at once more: it cannot have named what was made since.
+
+    Raises WrongState for an order whose patient has lost every identifier."""
     order = session.get(ImagingOrder, order_pk)
-    if order is None:
+    if order is None or (before and order.created_at > before):
         return None
-    leading = identity.identifiers(session, order.patient_pk)[0]
-    return Known(
-        order.accession_number, order.accession_issuer, Identifier(leading.value, leading.issuer, leading.type)
-    )
+    leading = identity.leading(session, order.patient_pk)
+    if leading is None:
+        raise WrongState("order", "its patient has no identifier any more: a person must say whose order it is")
+    return Known(order.accession_number, order.accession_issuer, leading)
 
 
 def lock(session: Session, order_pk: int) -> ImagingOrder:
@@ -295,3 +310,25 @@ def text(body: bytes) -> str:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise Unreadable("body", "is no UTF-8") from None
+
+
+def json_of(text: str, place: str) -> Any:
+    """Raises Unreadable, which says the line and the column; so also for half a character (a lone surrogate)."""
+    try:
+        return pydantic_core.from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise Unreadable(place, f"the body is no JSON: {error}") from None
+
+
+def nul(found: Any, in_budget: Callable[[], None] = lambda: None) -> tuple[str | int, ...] | None:
+    """Where a text or a name holds NUL, which no database takes as text."""
+    in_budget()
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found):
+        if isinstance(name, str) and "\0" in name:
+            return ()
+        if isinstance(value, str):
+            if "\0" in value:
+                return (name,)
+        elif isinstance(value, dict | list) and (below := nul(value, in_budget)) is not None:
+            return (name, *below)
+    return None

@@ -1,16 +1,17 @@
 """The conductor of inbound messages, whatever road they come by: journal, effect and answer in one transaction."""
 
+import datetime as dt
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from sqlalchemy import bindparam, delete
-from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
+from sqlalchemy import bindparam, delete, exists
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, SQLAlchemyError, StatementError
 from sqlmodel import Session, col
 
 from broker import clock, db, log
 from broker.config import Settings
-from broker.errors import BrokerError, DuplicateKey
+from broker.errors import BrokerError, DuplicateKey, NoRoom
 from broker.model.messages import Message, MessageKey
 from broker.mwl.commands import Command
 from broker.ris_bridge import effects
@@ -55,11 +56,13 @@ class Read:
 @dataclass(frozen=True)
 class Road:
     """How messages of one protocol are read, and refused where they cannot be. unreadable: the ERR-2 of a refusal after
-    which a sender's entry may be mended and the same bytes sent again."""
+    which a sender's entry may be mended and the same bytes sent again. may_follow: what it speaks of may come after it
+    (ERR-3 204), and the same bytes are then looked at again."""
 
     read: Callable[[Received], Read]
     refuse: Callable[[Received, BrokerError], bytes]
     unreadable: str = ""
+    may_follow: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,16 @@ class Answer:
 def take(received: Received, road: Road, turn: Turn | None = None, *, again: bool = False) -> Answer:
     """The answer, already durable. Database trouble is raised (SQLAlchemyError, NoRoom): nothing was taken then.
 
-    turn: its place among those that came, where its road knows that. again: a person wants it looked at once more."""
-    turn = turn or TURNS.draw()
+    turn: its place among those that came, where its road knows that; otherwise it gets one when it has been read, and
+    holds nobody up until then. again: a person wants it looked at once more."""
     try:
         return _take(received, road, turn, again)
     finally:
-        turn.done()
+        if turn:
+            turn.done()
 
 
-def _take(received: Received, road: Road, turn: Turn, again: bool) -> Answer:
+def _take(received: Received, road: Road, turn: Turn | None, again: bool) -> Answer:
     """Bytes that came before are not looked for first: the journal's own key finds them when they are written."""
     read = None
     try:
@@ -91,7 +95,15 @@ def _take(received: Received, road: Road, turn: Turn, again: bool) -> Answer:
         return db.run(_reject, received, road, read, error, again)
     except Exception as error:  # a message must not stop the ones behind it (security V14)
         return _fail(received, road, read, error, again)
-    turn.wait(read.keys, received.settings.limits.database_wait_seconds_max)
+    turn = turn or TURNS.draw()
+    try:
+        turn.wait(read.keys, received.settings.limits.database_wait_seconds_max)
+        return _in_turn(received, road, read, commands, again)
+    finally:
+        turn.done()
+
+
+def _in_turn(received: Received, road: Road, read: Read, commands: Sequence[Command], again: bool) -> Answer:
     try:
         return db.run(_apply, received, road, read, commands, again)
     except BrokerError as error:
@@ -101,11 +113,18 @@ def _take(received: Received, road: Road, turn: Turn, again: bool) -> Answer:
 
 
 def _fail(received: Received, road: Road, read: Read | None, error: Exception, again: bool) -> Answer:
-    if isinstance(error, SQLAlchemyError) and not isinstance(error, DataError | IntegrityError):
-        raise error  # the database's trouble, not this message's
+    if is_trouble(error):
+        raise error
     log.get().error("message.failed", type=received.type, peer=received.peer, exc_info=error)
     told = BrokerError("message", "cannot be processed, see the broker's log")
     return db.run(_reject, received, road, read, told, again)
+
+
+def is_trouble(error: Exception) -> bool:
+    """Ours, and not this message's: it may be taken later."""
+    unsent = isinstance(error, StatementError) and not isinstance(error, DBAPIError)  # a value that no row can hold
+    about_content = unsent or isinstance(error, DataError | IntegrityError)
+    return isinstance(error, SQLAlchemyError | NoRoom) and not about_content
 
 
 # The journal
@@ -113,7 +132,7 @@ def _fail(received: Received, road: Road, read: Read | None, error: Exception, a
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the journal, as far as it decides what happens. is_new: it has just been made."""
+    """A row of the journal, as far as it decides what happens. received_at: when it first came; None: it is new."""
 
     pk: int
     state: str = "RECEIVED"
@@ -121,16 +140,22 @@ class Entry:
     error_code: str = ""
     error_place: str = ""
     error_text: str = ""
-    is_new: bool = False
+    received_at: dt.datetime | None = None
 
 
-_same_id = (Message.sender == bindparam("sender"), Message.control_id == bindparam("control_id"))
+_same_id = (col(Message.sender) == bindparam("sender"), col(Message.control_id) == bindparam("control_id"))
 KNOWN = db.Prepared(
-    db.columns(*(getattr(Message, field.name) for field in fields(Entry) if field.name != "is_new"))
+    db.columns(*(getattr(Message, field.name) for field in fields(Entry)))
     .where(*_same_id, Message.sha256 == bindparam("sha256"))
     .with_for_update()
 )
-REUSED = db.Prepared(db.columns(Message.message_time).where(*_same_id, Message.sha256 != bindparam("sha256")))
+# By what was taken: anybody may have sent what was refused.
+_others = exists().where(*_same_id, col(Message.sha256) != bindparam("sha256"), col(Message.state) == "APPLIED")
+REUSED = db.Prepared(
+    db.columns(
+        _others.label("ever"), _others.where(col(Message.message_time) == bindparam("time")).label("at_that_time")
+    )
+)
 UNFILE = db.Prepared(delete(MessageKey).where(col(MessageKey.message_pk) == bindparam("message_pk")))
 
 
@@ -140,7 +165,7 @@ def _is_final(entry: Entry, road: Road, again: bool) -> bool:
     A person's wish to see it again goes for every refusal, and never for what was applied."""
     if entry.state == "APPLIED":
         return True
-    if again:
+    if again or (road.may_follow and entry.error_code == "204"):
         return False
     return entry.error_code in ABOUT_CONTENT and entry.error_place != road.unreadable
 
@@ -152,12 +177,12 @@ def _begin(session: Session, received: Received, road: Road, again: bool) -> Ent
     came = {"protocol": received.protocol, "raw": received.raw, "received_at": clock.now()}
     pk = db.insert_new(session, Message, {**key, **said, **came})
     if pk is not None:
-        return Entry(pk, is_new=True)
+        return Entry(pk)
     entry = Entry(**KNOWN.first(session, **key)._asdict())
     if _is_final(entry, road, again):
         return entry
     entry = replace(entry, state=advance(MESSAGE, entry.state, "replay"))
-    db.update(session, Message, entry.pk, {**said, "state": entry.state})
+    db.update(session, Message, entry.pk, {**said, "state": entry.state, "noted": ""})
     return entry
 
 
@@ -168,7 +193,8 @@ def _apply(
     if entry.state != "RECEIVED":
         return Answer(entry.answer, entry.pk)
     notes = read.notes + (("control id reused",) if _refuse_reuse(session, received) else ())
-    cause = effects.Cause(clock.now(), read.actor, received.settings.site, received.settings.limits, entry.pk)
+    site, limits = received.settings.site, received.settings.limits
+    cause = effects.Cause(clock.now(), read.actor, site, limits, entry.pk, entry.received_at)
     done = [effects.carry_out(session, command, cause) for command in commands]
     _file(session, entry, read)
     answer = read.answer(None, done)
@@ -176,7 +202,7 @@ def _apply(
         "state": advance(MESSAGE, entry.state, "apply"), "answer": answer, "answer_sent": False,
         "became": "; ".join((*dict.fromkeys(one.words for one in done), *notes)),
         "order_pk": next((one.order_pk for one in reversed(done) if one.order_pk), None),
-        "error_code": "", "error_place": "", "error_text": "", "noted": "", "mapping": read.mapping,
+        "error_code": "", "error_place": "", "error_text": "", "mapping": read.mapping,
     }  # fmt: skip
     db.update(session, Message, entry.pk, outcome)
     return Answer(answer, entry.pk)
@@ -184,10 +210,11 @@ def _apply(
 
 def _refuse_reuse(session: Session, received: Received) -> bool:
     """A control id used for other content at the same time is an error; at another time a counter that restarts."""
-    found = REUSED.rows(session, sender=received.sender, control_id=received.control_id, sha256=received.digest)
-    if any(row.message_time == received.time for row in found):
+    key = {"sender": received.sender, "control_id": received.control_id, "sha256": received.digest}
+    used = REUSED.first(session, **key, time=received.time)
+    if used.at_that_time:
         raise DuplicateKey("MSH^1^10", "this message control ID was used for another message")
-    return bool(found)
+    return bool(used.ever)
 
 
 def _reject(
@@ -214,7 +241,7 @@ def _reject(
 
 def _file(session: Session, entry: Entry, read: Read) -> None:
     """By what the message is found: only as far as it could be read."""
-    if not entry.is_new:
+    if entry.received_at:
         UNFILE.rows(session, message_pk=entry.pk)
     for kind, value in sorted(read.keys):
         db.append(session, MessageKey, {"message_pk": entry.pk, "kind": kind, "value": value})

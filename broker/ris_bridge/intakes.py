@@ -4,8 +4,10 @@
 only while it is still his."""
 
 import datetime as dt
+import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from sqlmodel import Session, col, or_, select, update
 
@@ -36,6 +38,25 @@ def of_peer(session: Session, said: str) -> Intake | None:
 def sender(intake: Intake) -> Sender:
     """Whoever may put files there, or answer there, may send: the administrator has said so."""
     return Sender(name=peer(intake), mapping=intake.mapping, character_set=intake.character_set)
+
+
+def keeps_secrets(url: str) -> bool:
+    """Whether nobody on the way can read what is sent there."""
+    parts = urlsplit(url)
+    return parts.scheme == "https" or parts.hostname == "localhost" or _is(parts.hostname or "", "is_loopback")
+
+
+def is_link_local(host: str) -> bool:
+    """Where the services of a cloud tell whoever asks what only this computer should know."""
+    return _is(host, "is_link_local")
+
+
+def _is(host: str, property: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return bool(getattr(getattr(address, "ipv4_mapped", None) or address, property))
 
 
 def due(session: Session, kind: str, *, now: dt.datetime) -> Sequence[Intake]:

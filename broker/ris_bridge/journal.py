@@ -10,11 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Select, exists, func, literal_column, union
+from sqlalchemy import ColumnElement, Engine, Select, exists, func, literal_column, union
 from sqlalchemy.orm import defer
-from sqlmodel import Session, col, or_, select, update
+from sqlmodel import Session, col, delete, or_, select, update
 
-from broker import clock
+from broker import clock, db
 from broker.config import Settings
 from broker.errors import InvalidValue, UnknownKey
 from broker.model.messages import Message, MessageKey
@@ -30,6 +30,7 @@ FIRST_LOOK = 4  # rows for each that is wanted, before more are looked at
 TYPES_MAX = 64  # different ones in the journal that a message code without its event is looked for among
 # Rows are numbered almost in the order of their time: a clock may have been set back, a transaction may have waited.
 CLOCKS_APART = dt.timedelta(minutes=10)
+AT_ONCE = 200  # messages that are forgotten in one transaction
 Lead = list[Select[Any]]  # parts of one index each, which give keys of messages
 
 
@@ -263,6 +264,34 @@ def get(session: Session, pk: int) -> Message:
 def note_sent(session: Session, pks: Collection[int]) -> None:
     """Their answers reached the socket."""
     session.exec(update(Message).where(col(Message.pk).in_(pks)).values(answer_sent=True))
+
+
+_seen: tuple[Engine, int] | None = None  # the newest refused message when strangers were last looked for
+
+
+def work(settings: Settings) -> None:
+    """One pass: whoever is not registered must not fill the disk."""
+    global _seen
+    newest = db.engine(), db.read(_newest_refused)
+    if newest == _seen:
+        return
+    while db.run(forget_strangers, settings.limits.unknown_sender_messages_max):
+        pass
+    _seen = newest
+
+
+def _newest_refused(session: Session) -> int:
+    return session.exec(select(func.max(Message.pk)).where(Message.state == "REJECTED")).one() or 0
+
+
+def forget_strangers(session: Session, keep: int) -> int:
+    """The refused messages of senders that are not registered, but for the newest `keep`; how many went, at most
+    AT_ONCE."""
+    found = select(Message.pk).where(Message.state == "REJECTED", Message.error_place == road.SENDER)
+    pks = session.exec(found.order_by(col(Message.pk).desc()).offset(keep).limit(AT_ONCE)).all()
+    session.exec(delete(MessageKey).where(col(MessageKey.message_pk).in_(pks)))
+    session.exec(delete(Message).where(col(Message.pk).in_(pks)))
+    return len(pks)
 
 
 def summary(row: Message, now: dt.datetime) -> dict[str, Any]:

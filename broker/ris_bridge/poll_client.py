@@ -18,6 +18,7 @@ import httpx
 from broker import __version__, clock
 from broker.config import Limits
 from broker.errors import BrokerError
+from broker.ris_bridge import intakes
 
 CURSOR_CHARACTERS_MAX = 2_048
 SECRET_BYTES_MAX = 4_096
@@ -53,6 +54,8 @@ class Page:
 def ask(url: str, cursor: str, secret_file: str, limits: Limits) -> Page:
     """Raises NoAnswer, whose text holds nothing of what was answered."""
     headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": f"ris-broker/{__version__}"}
+    if secret_file and not intakes.keeps_secrets(url):
+        raise NoAnswer("its url is not https: the token is not sent")
     if secret_file:
         headers["Authorization"] = f"Bearer {_secret(secret_file)}"
     try:
@@ -189,6 +192,8 @@ class _Line:
     def trace(self, event: str, said: dict[str, Any]) -> None:
         if event in ("connection.connect_tcp.complete", "connection.start_tls.complete"):
             self._sockets.append(said["return_value"].get_extra_info("socket"))
+            if intakes.is_link_local(self._sockets[-1].getpeername()[0]):  # whatever name led there
+                raise NoAnswer("its url leads to a link-local address")
             if self._is_over.is_set():
                 self._cut()
 

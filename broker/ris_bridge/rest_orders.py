@@ -4,17 +4,16 @@ In a new order null says nothing; in a change it deletes, and what is absent sta
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
 
-import pydantic_core
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from broker import ids
 from broker.config import Site
-from broker.errors import BrokerError, InvalidValue, MissingField, Unreadable
+from broker.errors import BrokerError, InvalidValue, MissingField
 from broker.mwl import kana
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.ris_bridge import http_road
@@ -149,9 +148,9 @@ PROCEDURE_KEYS = ("id", "study_instance_uid", "placer_order_number", "filler_ord
 # Reading
 
 
-def new(text: str) -> OrderBody:
+def new(text: str, kind: type[B] = OrderBody) -> B:  # type: ignore[assignment]
     """Raises MissingField, InvalidValue naming the first field that is wrong; never its value."""
-    return _validated(OrderBody, _without_nulls(_parsed(text)))
+    return _validated(kind, _without_nulls(_parsed(text)))
 
 
 def change(text: str) -> OrderBody:
@@ -172,10 +171,9 @@ KEYS = {
 def keys(raw: bytes) -> list[tuple[str, str]]:
     """What a body names that may not be an order, for the journal."""
     try:
-        found = pydantic_core.from_json(raw)
-    except ValueError:
+        return list(_keys(http_road.json_of(http_road.text(raw), "body")))
+    except BrokerError:
         return []
-    return list(_keys(found))
 
 
 def _keys(found: Any) -> Iterator[tuple[str, str]]:
@@ -193,10 +191,14 @@ def _keys(found: Any) -> Iterator[tuple[str, str]]:
 
 
 def _parsed(text: str) -> Any:
-    try:
-        return pydantic_core.from_json(text, allow_inf_nan=False)
-    except ValueError:
-        raise Unreadable("body", "is no JSON") from None
+    found = http_road.json_of(text, "body")
+    if isinstance(found, dict | list) and "\\u0000" in text and (where := http_road.nul(found)) is not None:
+        raise InvalidValue(_path(where), "holds NUL, which is no character of a text")
+    return found
+
+
+def _path(where: Iterable[str | int]) -> str:
+    return ".".join(map(str, where))[: http_road.PLACE_CHARACTERS_MAX] or "body"
 
 
 def _without_nulls(value: Any) -> Any:
@@ -211,7 +213,7 @@ def _validated(kind: type[B], found: Any) -> B:
     except ValidationError as error:
         first = error.errors()[0]
         said = first["msg"].removeprefix("Value error, ")
-        raise InvalidValue(".".join(map(str, first["loc"])) or "body", said) from None
+        raise InvalidValue(_path(first["loc"]), said) from None
 
 
 # To a command

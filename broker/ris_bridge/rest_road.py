@@ -1,9 +1,11 @@
 """Orders over REST on their way into the inbox (contract.md 4)."""
 
+import datetime as dt
+import functools
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import func
 from sqlmodel import Session, col, select
@@ -15,13 +17,14 @@ from broker.errors import BrokerError, UnknownKey
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.mwl.commands import Command, PatientCommand, VisitCommand
-from broker.ris_bridge import http_road, rest_orders
+from broker.ris_bridge import http_road, poll_orders, rest_orders
 from broker.ris_bridge.effects import Cause, Done
 from broker.ris_bridge.http_road import Asked, Known, Reply, Request, Stale
 from broker.ris_bridge.inbox import Answer, Read, Received, Road
 
 PROTOCOL = "rest"
 ORDERS = "/api/v1/orders"
+CHANGE = "change it by PATCH"
 PATH = re.compile(ORDERS + r"(?:/(\d{1,18})(?:/([a-z-]+))?)?")
 
 
@@ -43,6 +46,10 @@ class Context:
 
 def place(context: Context) -> list[Command]:
     return [rest_orders.placed(rest_orders.new(context.text), context.site)]
+
+
+def state(context: Context) -> list[Command]:
+    return [poll_orders.command(context.text, context.site)]
 
 
 def change(context: Context) -> list[Command]:
@@ -79,6 +86,9 @@ ACTIONS: dict[tuple[str, str], Callable[[Context], list[Command]]] = {
     ("POST", "no-show"): _control("no_show"),
 }
 
+# Of what polling.py fetched: no route leads here.
+FETCHED: dict[tuple[str, str], Callable[[Context], list[Command]]] = {("PUT", ""): state}
+
 
 def take(request: Request, *, sender: str, peer: str, key: str, settings: Settings) -> Answer:
     _, action = _named(request)
@@ -87,7 +97,9 @@ def take(request: Request, *, sender: str, peer: str, key: str, settings: Settin
 
 
 def again(row: Message, settings: Settings) -> tuple[Received, Road]:
-    return http_road.again(row, ROAD, settings)
+    """Keys are ours: one that named no order then must not reach the order that got it since."""
+    road = replace(ROAD, read=functools.partial(_read, before=row.received_at))
+    return http_road.again(row, road, settings)
 
 
 def _named(request: Request) -> tuple[int | None, str]:
@@ -97,10 +109,10 @@ def _named(request: Request) -> tuple[int | None, str]:
     return (int(match[1]) if match[1] else None), match[2] or ""
 
 
-def _read(received: Received) -> Read:
+def _read(received: Received, before: dt.datetime | None = None) -> Read:
     request = http_road.request_of(received.raw)
     order_pk, action = _named(request)
-    known, steps = (None, 0) if order_pk is None else db.read(_known, order_pk)
+    known, steps = (None, 0) if order_pk is None else db.read(_known, order_pk, before)
     wanted = request.headers.get("if-match", "")
 
     def check(session: Session) -> None:
@@ -116,15 +128,15 @@ def _read(received: Received) -> Read:
         if order_pk is not None and known is None:
             raise UnknownKey("order_id", "no such order")
         context = Context(http_road.text(request.body), received.settings.site, known, steps)
-        commands = tuple(ACTIONS[request.method, action](context))
+        commands = tuple((ACTIONS | FETCHED)[request.method, action](context))
         return Asked(commands, tell, check if wanted and order_pk else None)
 
-    return http_road.read(received, build, rest_orders.keys(request.body), _refusal)
+    return http_road.read(received, build, rest_orders.keys(request.body), _refusal, CHANGE)
 
 
-def _known(session: Session, order_pk: int) -> tuple[Known | None, int]:
+def _known(session: Session, order_pk: int, before: dt.datetime | None) -> tuple[Known | None, int]:
     steps = select(func.count(col(ScheduledStep.pk))).where(ScheduledStep.order_pk == order_pk)
-    return http_road.known(session, order_pk), session.exec(steps).one()
+    return http_road.known(session, order_pk, before), session.exec(steps).one()
 
 
 def _told(session: Session, order_pk: int, cause: Cause) -> Reply:

@@ -1,12 +1,13 @@
 """A watched folder: every order of a file once, the file where it belongs, the reasons beside it."""
 
 import datetime as dt
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import SQLModel, select
 
 from broker import clock, db, site
@@ -14,6 +15,7 @@ from broker.errors import BrokerError
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.site import Intake
+from broker.model.work import AuditEvent
 from broker.ris_bridge import csv_road, folders, inbox, journal, replay
 from broker.ris_bridge.mapping import store
 from broker.sim.ris import omi
@@ -180,6 +182,80 @@ def test_a_file_that_is_put_there_again_is_looked_at_again(folder):
     folder.work()
     assert [message.state for message in rows(Message)] == ["APPLIED", "APPLIED"]
     assert folder.names("done") == ["a.hl7", "b.hl7"]
+
+
+def test_a_file_that_grows_while_it_is_read_is_put_back_and_read_whole(folder, monkeypatch):
+    folder.add()
+    first, second = omi(order("ACC001")), omi(order("ACC002", SATO))
+    file, take = folder.put("a.hl7", first), inbox.take
+
+    def slowly(*args: object, **kwargs: object) -> object:
+        claimed = next((folder.path / ".claimed").glob("*/a.hl7"))
+        with claimed.open("ab") as writer:
+            writer.write(second)
+        return take(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(inbox, "take", slowly)
+        folder.work()
+    assert (folder.names(), folder.names("done")) == (["a.hl7"], [])
+    folder.work()
+    assert (numbers(), folder.names("done")) == (["ACC001", "ACC002"], ["a.hl7"])
+    assert len(rows(Message)) == 2
+    assert not file.exists()
+
+
+def test_no_file_is_put_over_another_one_whatever_they_are_called(folder):
+    """Neither a file of that name nor the reasons of another."""
+    folder.add()
+    folder.put("a.hl7.reason.txt", b"precious and unreadable")
+    folder.work()
+    folder.put("a.hl7", b"unreadable too")
+    folder.work()
+    folder.put("a.hl7", b"and a third")
+    folder.work()
+    kept = {file.read_bytes() for file in (folder.path / "failed").iterdir()}
+    assert {b"precious and unreadable", b"unreadable too", b"and a third"} < kept
+    assert len(kept - {b"precious and unreadable", b"unreadable too", b"and a third"}) >= 1
+    assert len(folder.names("failed")) == 6
+    assert (folder.names(), folder.names(".claimed")) == ([], [])
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_folder_without_links_works_as_well(folder, monkeypatch, error):
+    """vfat, some shares."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise OSError(error, "no links")
+
+    monkeypatch.setattr(os, "link", refuse)
+    folder.add()
+    for name in ("a.hl7", "b.hl7"):
+        folder.put(name, b"unreadable")
+    folder.work()
+    folder.put("a.hl7", omi(order("ACC001")))
+    folder.put("b.hl7", b"unreadable anew")
+    folder.work()
+    assert folder.names("done") == ["a.hl7"]
+    assert len(folder.names("failed")) == 6
+
+
+def test_a_message_that_nobody_foresaw_is_told_and_holds_nobody_up(folder, monkeypatch):
+    folder.add()
+    take = inbox.take
+
+    def stumble(received: inbox.Received, *args: object, **kwargs: object) -> object:
+        if b"ACC001" in received.raw:
+            raise DataError("", {}, Exception("no text"))
+        return take(received, *args, **kwargs)
+
+    monkeypatch.setattr(inbox, "take", stumble)
+    folder.put("a.hl7", omi(order("ACC001")) + omi(order("ACC002", SATO)))
+    folder.put("b.hl7", omi(order("ACC003")))
+    folder.work()
+    assert numbers() == ["ACC002", "ACC003"]
+    assert folder.names("failed") == ["a.hl7", "a.hl7.reason.txt"]
+    assert folder.reasons().startswith("message 1: ")
 
 
 # Which files
@@ -563,6 +639,43 @@ def test_a_profile_reads_a_file_whose_columns_have_names_of_their_own(folder):
     assert (told["outcome"], told["mapping"]) == ("applied", "clinic-csv v2")
 
 
+RULES = """
+[[message]]
+type = "ORM"
+when = ["col:担当 = 試験"]
+means = "ignore"
+[controls.meanings]
+"取消" = "CA"
+"保留" = "HD"
+"""
+
+
+def test_a_profile_says_which_rows_are_ignored_and_which_cancel(folder):
+    profile = PROFILE.replace("[tables.modality]", f"{RULES}[tables.modality]")
+    db.run(store.put, profile, now=clock.now(), actor="test")
+    folder.add(format="csv", mapping="clinic-csv")
+
+    def put(control: str, number: str, by: str = "医師", patient: str = YAMADA.id) -> None:
+        head = CLINIC.replace("担当", "担当,control")
+        row = f"{number},{patient},{YAMADA.kanji},胸部,X線,20251201093000,{by},{control}\r\n"
+        folder.put(f"{len(rows(Message))}.csv", head + row)
+        folder.work()
+
+    put("", "ACC001")
+    put("", "ACC002", by="試験")
+    assert (numbers(), rows(Message)[1].became) == (["ACC001"], "ignored by its profile")
+    put("保留", "ACC001")
+    put("何か", "ACC001")
+    put("取消", "", "医師")
+    put("取消", "ACC001", by="試験")
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED"]
+    put("取消", "ACC001")
+    assert [step.status for step in rows(ScheduledStep)] == ["CANCELED"]
+    assert [(one.error_code, one.error_place) for one in rows(Message) if one.state == "REJECTED"] == [
+        ("103", "line 2 control"), ("103", "line 2 control"), ("101", "line 2 accession_number"),
+    ]  # fmt: skip
+
+
 def test_a_profile_that_is_not_there_puts_the_file_aside(folder):
     folder.add(format="csv", mapping="nowhere")
     folder.put("a.csv", CLINIC)
@@ -581,6 +694,11 @@ def test_a_profile_that_is_not_there_puts_the_file_aside(folder):
         ({"kind": "folder", "path": "/a", "format": "json"}, "format hl7 or csv"),
         ({"kind": "poll", "url": "ftp://ris/"}, "http"), ({"kind": "poll", "url": "http://u:p@ris/"}, "without a password"),
         ({"kind": "poll", "url": "http://ris/", "every_seconds": 0}, "greater than or equal to 1"),
+        ({"kind": "poll", "url": "http://ris/", "secret_file": "/etc/s"}, "https"),
+        ({"kind": "poll", "url": "http://127.0.0.1.ris/", "secret_file": "/etc/s"}, "https"),
+        ({"kind": "poll", "url": "http://169.254.169.254/latest"}, "link-local"),
+        ({"kind": "poll", "url": "https://[fe80::1]/"}, "link-local"),
+        ({"kind": "poll", "url": "http://[::ffff:169.254.169.254]/"}, "link-local"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("database")
@@ -593,7 +711,7 @@ def test_an_entry_that_cannot_work_is_refused_with_the_reason(fields, said):
 def test_an_entry_goes_through_a_site_file_and_another_url_begins_anew(folder, tmp_path):
     entry = {
         "kind": "poll",
-        "url": "http://ris/orders",
+        "url": "https://ris/orders",
         "format": "json",
         "secret_file": "/etc/secret",
         "every_seconds": 30,
@@ -604,6 +722,35 @@ def test_an_entry_goes_through_a_site_file_and_another_url_begins_anew(folder, t
     file.write_text(text, "utf-8")
     db.run(lambda session: setattr(session.exec(select(Intake)).one(), "cursor", "17"))
     assert db.run(site.apply, site.read_file(file), now=clock.now(), actor="test") == [("intake in", "unchanged")]
-    file.write_text(text.replace("http://ris/orders", "http://ris/new"), "utf-8")
+    file.write_text(text.replace("https://ris/orders", "https://ris/new"), "utf-8")
     assert db.run(site.apply, site.read_file(file), now=clock.now(), actor="test") == [("intake in", "changed")]
     assert db.read(lambda session: session.exec(select(Intake)).one()).cursor == ""
+
+
+@pytest.mark.usefixtures("database")
+def test_what_the_query_of_a_url_says_is_shown_to_nobody_and_kept_over_a_site_file(tmp_path):
+    def add(url: str) -> None:
+        db.run(site.add_intake, "in", now=clock.now(), actor="test", kind="poll", url=url, format="json")
+
+    def apply(text: str) -> str:
+        file = tmp_path / "site.toml"
+        file.write_text(text, "utf-8")
+        ((_, outcome),) = db.run(site.apply, site.read_file(file), now=clock.now(), actor="test")
+        return outcome
+
+    def url() -> str:
+        return db.read(lambda session: session.exec(select(Intake)).one()).url
+
+    add("https://ris/feed?apikey=SECRET&site=1")
+    text = db.read(site.export)
+    assert 'url = "https://ris/feed?apikey=***&site=***"' in text
+    assert apply(text) == "unchanged"
+    assert apply(text.replace("***&", "NEW&").replace("=***", "=2")) == "changed"
+    assert apply(text) == "unchanged"
+    assert url() == "https://ris/feed?apikey=NEW&site=2"
+    assert apply(text.replace("//ris", "//other")) == "missing"
+    assert url() == "https://ris/feed?apikey=NEW&site=2"
+    audited = db.read(lambda session: session.exec(select(AuditEvent)).all())
+    assert not any(word in str(row.model_dump()) for row in audited for word in ("SECRET", "NEW"))
+    db.run(site.remove_intake, "in", now=clock.now(), actor="test")
+    assert apply(text) == "missing"

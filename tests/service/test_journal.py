@@ -2,22 +2,25 @@
 
 import base64
 import datetime as dt
+import hashlib
 import itertools
 import json
+import re
 
 import pytest
 from sqlalchemy import event, insert, text
 from sqlmodel import Session, select
 
-from broker import clock, db, site
+from broker import cli, clock, db, site
 from broker.errors import InvalidValue, UnknownKey, WrongState
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.work import AuditEvent
-from broker.ris_bridge import journal, replay
+from broker.ris_bridge import http_road, journal, replay, rest_road
 from broker.ris_bridge.hl7 import fields, road, view
 from broker.ris_bridge.journal import Wanted
 from broker.sim.ris import code_of, omi
+from tests import roads
 from tests.world import SATO, YAMADA, order
 
 NOON = dt.datetime(2025, 12, 1, 3, 0, tzinfo=dt.UTC)
@@ -254,6 +257,26 @@ def test_whatever_came_can_be_shown(raw, protocol):
     view.lines(shown["_segments"])
 
 
+def test_who_sends_a_message_does_not_write_on_the_terminal_of_who_reads_it(inbox, settings, capsys):
+    """Neither as bytes nor by an escape of HL7; marks of direction would turn a number round."""
+    signs = "\x1b]0;x\x07\x9b2J\u202e\u200b"
+    raw = omi(order()).decode("iso2022_jp").replace("~ISO IR87", "UNICODE UTF-8").replace("|HIS|", f"|HIS{signs}|")
+    raw = raw.replace("||19700101", "\\X1B\\[2J||19700101")
+    assert code_of(inbox(raw.encode(), "10.0.0.9")) == "AR"
+    shown = show(1, settings)
+    said = "\n".join(view.lines(shown["raw_segments"]))
+    assert "HIS\\x1b]0;x\\x07\\x9b2J\\u202e\\u200b" in said
+    assert "\\x1b[2J" in said
+    cli._show([{"sender": shown["sender"], "text": "a\nb\ud800"}], as_json=False)
+    cli._show([{"sender": shown["sender"]}], as_json=True)
+    cli._show([{"sender": "山田\t"}], as_json=False)
+    told = capsys.readouterr().out
+    assert json.loads(re.search(r"\[\n.*\n\]", told, re.DOTALL)[0]) == [{"sender": shown["sender"]}]
+    assert "a\\x0ab\\ud800\n" in told
+    assert "山田\\x09\n" in told
+    assert not set(signs) - set("]0;x2J") & set(said + told)
+
+
 def test_a_message_that_is_too_much_is_not_shown_in_full():
     for sign in b"|~^&\r":
         raw = b"MSH|^~\\&|\rPID|" + bytes([sign, 65]) * 100_000
@@ -376,6 +399,102 @@ def test_a_dismissed_message_can_be_looked_at_again(refused, settings):
     register()
     told = replay.replay(refused, settings, actor="meyer")
     assert (told["outcome"], told["noted"]) == ("applied", "")
+
+
+@pytest.mark.parametrize(("entry", "code"), [
+    ({"application": "HIS", "facility": "HOSP"}, "AR"), ({"application": "HIS"}, "AR"), ({"facility": "HOSP"}, "AR"),
+    ({"application": "HIS", "facility": "OTHER"}, "AA"), ({}, "AA"),
+])  # fmt: skip
+@pytest.mark.parametrize("policy", ["", "accept"])
+def test_who_says_that_he_is_a_registered_sender_is_not_unknown(inbox, settings, entry, code, policy):
+    settings.hl7.unknown_sender = policy
+    db.run(site.add_sender, "HIS", **entry, address="10.1.1.1", now=clock.now(), actor="test")
+    assert code_of(inbox(omi(order("ACC001")))) == code
+    if entry.get("facility") != "OTHER":
+        assert code_of(inbox(omi(order("ACC002")), "10.1.1.1")) == "AA"
+
+
+def test_who_is_not_registered_cannot_fill_the_disk(inbox, settings):
+    """The oldest of their messages go; those of senders that are known stay, and those that a person has looked at."""
+    settings.limits.unknown_sender_messages_max = 3
+    inbox(omi(order("ACC001"), "XO", control_id="KNOWN"))
+    for n in range(6):
+        inbox(omi(order("ACC002"), control_id=f"M{n}"), "10.0.0.9")
+    oldest = find(Wanted(error_code="207"))[-1]
+    db.run(replay.dismiss, oldest, reason="a test", actor="meyer", now=clock.now())
+    assert code_of(inbox(omi(order("ACC003")) + b"NTE|1||" + b"x" * 65_000, "10.0.0.9")) == "AR"
+    for _ in range(2):
+        journal.work(settings)
+        kept = [
+            one.control_id for one in db.read(lambda session: session.exec(select(Message).order_by(Message.pk)).all())
+        ]
+        assert kept == ["KNOWN", "M0", "M3", "M4", "M5"]
+    inbox(omi(order("ACC002"), control_id="M7"), "10.0.0.9")
+    journal.work(settings)
+    assert len(find(Wanted())) == 5
+    assert len(find(Wanted(sender="HIS|HOSP", state="REJECTED"))) == 4
+
+
+def test_a_long_message_of_a_registered_sender_is_kept_when_it_is_refused(inbox):
+    register()
+    assert code_of(inbox(omi(order("ACC001"), "XO") + b"NTE|1||" + b"x" * 65_000, "10.0.0.9")) == "AE"
+    assert len(find(Wanted())) == 1
+
+
+def test_a_dismissal_is_forgotten_when_the_message_is_refused_anew(refused, settings):
+    db.run(replay.dismiss, refused, reason="test system", actor="meyer", now=clock.now())
+    told = replay.replay(refused, settings, actor="meyer")
+    assert (told["outcome"], told["state"], told["noted"]) == ("refused", "REJECTED", "")
+
+
+def test_a_control_id_is_used_by_what_was_applied_alone(inbox):
+    """What a stranger has sent under it, or the sender itself with an error that it mends, was not taken."""
+    good = omi(order("ACC001"), control_id="M1", sent=NOON)
+    assert code_of(inbox(omi(order("ACC666"), control_id="M1", sent=NOON), "10.0.0.9")) == "AR"
+    assert code_of(inbox(good.replace(b"19700101", b"19709901"))) == "AE"
+    assert code_of(inbox(good)) == "AA"
+    assert b"|205^" in inbox(omi(order("ACC002"), control_id="M1", sent=NOON))
+    assert code_of(inbox(omi(order("ACC003"), control_id="M1", sent=NOON + MINUTE))) == "AA"
+    (row,) = db.read(journal.find, Wanted(accession="ACC003"), limit=5, looked_at=100)[0]
+    assert "control id reused" in row.became
+
+
+def test_what_has_no_time_of_its_own_was_said_when_it_first_came(inbox, settings):
+    def untimed(control: str, hour: int, control_id: str) -> bytes:
+        raw = roads.omi(control, roads.START.replace(hour=hour)).replace(b"|20251201085500+0900|", b"||")
+        return raw.replace(b"|20251201085500|", b"||").replace(b"MSG-OMI", control_id)
+
+    assert code_of(inbox(untimed("XO", 8, b"M0"))) == "AE"
+    assert code_of(inbox(untimed("NW", 9, b"M1"))) == "AA"
+    assert code_of(inbox(untimed("XO", 16, b"M2"))) == "AA"
+    (first,) = find(Wanted(state="REJECTED"))
+    assert replay.replay(first, settings, actor="meyer")["outcome"] == "applied"
+    assert db.read(lambda session: session.exec(select(ScheduledStep)).one().start_time) == "163000"
+
+
+def test_a_request_that_is_looked_at_again_was_said_when_it_first_came(exams, settings):
+    settings.site.accession_issuer, settings.site.patient_id_issuer = "RIS", "HOSP"
+
+    def send(method: str, path: str, body: dict) -> None:
+        request = http_road.Request(method, rest_road.ORDERS + path, json.dumps(body).encode())
+        rest_road.take(request, sender="ris", peer="", key="", settings=settings)
+
+    def move(hour: int) -> dict:
+        step = {"sps_id": "SPS001", "scheduled_start": roads.START.replace(hour=hour).isoformat()}
+        return {"requested_procedures": [{"id": "RP001", "steps": [step]}]}
+
+    def refuse(session: Session) -> None:
+        raw = http_road.Request("PATCH", rest_road.ORDERS + "/1", json.dumps(move(8)).encode()).raw()
+        said = {"protocol": "rest", "type": "PATCH order", "sender": "ris", "control_id": "K", "raw": raw}
+        digest = hashlib.sha256(raw).hexdigest()
+        session.add(Message(**said, sha256=digest, state="REJECTED", received_at=clock.now()))
+
+    send("POST", "", roads.rest())
+    db.run(refuse)
+    send("PATCH", "/1", move(15))
+    told = replay.replay(2, settings, actor="meyer")
+    assert told["outcome"] == "applied", told
+    assert db.read(lambda session: session.get(ScheduledStep, 1).start_time) == "153000"
 
 
 def test_what_was_applied_cannot_be_dismissed(inbox):

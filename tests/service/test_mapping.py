@@ -8,7 +8,8 @@ from sqlmodel import select
 from broker import clock, db, site
 from broker.errors import BrokerError, ConfigError, DuplicateKey, UnknownKey
 from broker.model.messages import Message
-from broker.model.orders import ImagingOrder
+from broker.model.orders import ImagingOrder, Report, ScheduledStep
+from broker.model.patients import Patient, PatientIdentifier
 from broker.model.work import AuditEvent
 from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.mapping import profile, store, trial
@@ -112,9 +113,10 @@ def test_who_has_no_profile_is_read_by_the_shipped_one_of_the_type(database, set
 
 def test_a_profile_reads_its_own_messages_alone(database):
     put(MINE.replace('.1"\n', '.1"\nmessages = ["OMG^O19"]\n'))
-    names = [db.read(store.reader, "mine", kind).name for kind in ("OMG^O19", "ORM^O01")]
+    mine = db.read(store.load, "mine")
+    names = [profile.for_sender(mine, kind).name for kind in ("OMG^O19", "ORM^O01")]
     assert names == ["mine", "ihe-rad4-2.3.1"]
-    assert db.read(store.reader, "mine", "ADT^A08") is None
+    assert profile.for_sender(mine, "ADT^A08") is None
 
 
 def test_a_message_that_its_profile_ignores_is_answered_and_changes_nothing(database, settings):
@@ -124,6 +126,56 @@ def test_a_message_that_its_profile_ignores_is_answered_and_changes_nothing(data
     (row,) = journalled()
     assert (row.state, row.became, row.mapping) == ("APPLIED", "ignored by its profile", "mine v1")
     assert db.read(lambda session: session.exec(select(ImagingOrder)).all()) == []
+
+
+# Whose numbers are those without an authority
+
+NORTH = MINE + 'messages = ["{}"]\n[identity]\npatient_id_issuer = "NORTH"\naccession_issuer = "NORTHACC"\n'
+
+
+def said_by(application: str, kind: str, *segments: str, minute: int) -> bytes:
+    head = f"MSH|^~\\&|{application}|HOSP|C|D|2025120109{minute:02}00||{kind}|{application}{minute}|P|2.5.1"
+    return "\r".join((head + "||||||UNICODE UTF-8", *segments)).encode()
+
+
+def everyone() -> list[tuple[str, str, str, bool]]:
+    """Number, issuer and name of each patient, and whether the number is in use."""
+    query = select(PatientIdentifier, Patient).join(Patient, PatientIdentifier.patient_pk == Patient.pk)
+    found = db.read(lambda session: session.exec(query).all())
+    return sorted((one.value, one.issuer, who.name, not one.retired) for one, who in found)
+
+
+@pytest.mark.parametrize("own", ["ORM^O01", "OMI^O23"])
+def test_every_message_of_a_sender_speaks_of_its_own_patients(database, settings, own):
+    """Two hospitals count their patients from 1; whichever messages the profile reads, the numbers are that sender's."""
+    settings = settings.model_copy(update={"site": settings.site.model_copy(update={"patient_id_issuer": "HOSP"})})
+    put(NORTH.format(own))
+    db.run(site.add_sender, "north", now=clock.now(), actor="test", application="NORTH", mapping="mine")
+
+    def tell(kind: str, *segments: str, minute: int, by: str = "NORTH") -> None:
+        answer = send(said_by(by, kind, *segments, minute=minute), settings)
+        assert b"MSA|AA" in answer, answer
+
+    tanaka, yamada = "PID|1||1||TANAKA^KEN||19500505|M", "PID|1||1||YAMADA^TARO||19700101|M"
+    for minute, (by, pid, number) in enumerate((("HIS", yamada, "H"), ("NORTH", tanaka, "N"))):
+        obr = f"OBR|1|P{number}||CT^CT^L||||||||||||||ACC1|RP1|SPS1||||CT"
+        orc = f"ORC|NW|P{number}|||||^^^20251203093000"
+        tell("ORM^O01", pid, orc, obr, minute=minute, by=by)
+    tell("ADT^A08", tanaka.replace("KEN", "KENJI"), minute=2)
+    assert everyone() == [("1", "HOSP", "YAMADA^TARO", True), ("1", "NORTH", "TANAKA^KENJI", True)]
+    tell("ADT^A10", tanaka, "PV1|1|O", "ORC|SC|PN", "OBR|1|PN" + "|" * 16 + "ACC1", minute=3)
+    tell("SIU^S13", f"SCH|A1{'|' * 25}PN", tanaka, "RGS|1", "AIS|1|||20251204100000", minute=4)
+    result = "OBR|1|PN|R1|CT^CT" + "|" * 14 + "ACC1||||20251204110000|||F"
+    tell("ORU^R01", tanaka, "ORC|RE|PN", result, "OBX|1|TX|D||正常||||||F", minute=5)
+    orders = db.read(lambda session: session.exec(select(ImagingOrder).order_by(ImagingOrder.pk)).all())
+    assert [one.accession_issuer for one in orders] == [settings.site.accession_issuer, "NORTHACC"]
+    steps = db.read(lambda session: session.exec(select(ScheduledStep).order_by(ScheduledStep.pk)).all())
+    assert [(one.status, one.start_date) for one in steps] == [("SCHEDULED", "20251203"), ("ARRIVED", "20251204")]
+    assert [one.order_pk for one in db.read(lambda session: session.exec(select(Report)).all())] == [orders[1].pk]
+    tell("ADT^A40", tanaka.replace("|1||T", "|2||T"), "MRG|1", minute=6)
+    assert everyone() == [
+        ("1", "HOSP", "YAMADA^TARO", True), ("1", "NORTH", "TANAKA^KEN", False), ("2", "NORTH", "TANAKA^KEN", True),
+    ]  # fmt: skip
 
 
 # Before and after
@@ -160,6 +212,13 @@ def test_only_messages_of_senders_that_name_the_profile_are_compared(database, s
     found = db.read(trial.diff, profile.parse(ROOM), 10, settings)
     assert [one.message_pk for one in found.differences] == [1]
     assert found.looked_at == 1
+
+
+def test_what_a_sender_says_is_compared_with_its_own_issuers_before_and_after(database, settings):
+    put(NORTH.format("OMI^O23"))
+    register("mine")
+    send(order_message(1), settings)
+    assert db.read(trial.diff, profile.parse(NORTH.format("ORM^O01")), 10, settings).counts == {"same": 1}
 
 
 def test_a_message_of_the_journal_can_be_tried(database, settings):

@@ -1,5 +1,6 @@
 """Merges, moves and changes of identifier: what goes over, and that taking it back restores the very rows."""
 
+import contextlib
 import datetime as dt
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,8 +10,8 @@ from fastapi.testclient import TestClient
 from sqlmodel import Session, select
 from typer.testing import CliRunner
 
-from broker import cli, clock, db, ids, site
-from broker.archive import status
+from broker import casebook, cli, clock, db, ids, site
+from broker.archive import cases, status
 from broker.errors import DuplicateKey, InvalidValue, UnknownKey, WrongState
 from broker.model.images import Instance, ReconciliationCase, Series, Study, StudyOrder
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
@@ -241,7 +242,7 @@ def test_a_record_that_changed_under_the_prior_s_number_is_a_question_for_a_pers
     family.undo()
     assert rows(ReconciliationCase) == []
     family.say("merge", "B", "A", hour=3)
-    family.say("update", "A", hour=4, sex="M")
+    family.say("update", "A", hour=4, name="NAME^B=山田^太郎", sex="F")
     family.undo()
     assert [(case.kind, case.subject) for case in rows(ReconciliationCase)] == [
         ("merge_undone", f"patient:{family.of('B')}")
@@ -558,6 +559,53 @@ def at_once(*what) -> None:
     with ThreadPoolExecutor(len(what)) as pool:
         for done in [pool.submit(begin, one) for one in what]:
             done.result()
+
+
+# Locks: patient, order, study; of one kind by their keys (PostgreSQL ends one of two who wait for each other)
+
+
+@pytest.fixture
+def locked(monkeypatch) -> list[tuple[type, int]]:
+    """What is locked, in that order."""
+    taken: list[tuple[type, int]] = []
+    lock = db.lock
+
+    def note(session: Session, table: type, pk: int) -> object:
+        taken.append((table, pk))
+        return lock(session, table, pk)
+
+    monkeypatch.setattr(db, "lock", note)
+    return taken
+
+
+def test_a_message_from_before_a_merge_locks_the_prior_as_taking_the_merge_back_does(family, locked):
+    family.meet("A", "B")
+    family.say("merge", "B", "A", hour=2)
+    locked.clear()
+    family.say("update", "A", hour=1, name="SUZUKI^HANAKO")
+    assert locked == [(Patient, family.of("B") - 1), (Patient, family.of("B"))]
+    locked.clear()
+    family.undo()
+    assert locked[:2] == [(Patient, family.of("A")), (Patient, family.of("B"))]
+
+
+def test_a_person_who_decides_about_an_order_waits_for_its_patient_first(family, locked, settings):
+    family.meet("A")
+    order = family.order("A", "ACC1")
+    study = family.study(number="A")
+    how = {"principal": "token:qc", "is_person": False, "now": clock.now()}
+    ask = {"level": "amber", "reasons": ["a reason"], "now": clock.now(), "actor": "test"}
+    conflict = db.run(casebook.open_case, "patient_conflict", f"order:{order}", order_pk=order, **ask).key
+    held = db.run(casebook.open_case, "study", f"study:{study}", study_pk=study, **ask).key
+    for decide in (
+        lambda: db.run(cases.resolve, conflict, "acknowledge", settings=settings, **how),
+        lambda: db.run(cases.undo, conflict, **how),
+        lambda: db.run(cases.resolve, held, "match", order_id=order, sps_id="none", settings=settings, **how),
+    ):
+        locked.clear()
+        with contextlib.suppress(UnknownKey):
+            decide()
+        assert locked[:2] == [(Patient, family.of("A")), (ImagingOrder, order)]
 
 
 # By hand

@@ -28,7 +28,7 @@ from broker.mwl.commands import (
 )
 
 pytestmark = pytest.mark.usefixtures("database")
-NOON = dt.datetime(2035, 7, 5, 3, tzinfo=dt.UTC)
+NOON = dt.datetime(2025, 7, 5, 3, tzinfo=dt.UTC)
 YAMADA = PersonCommand((Identifier("1", "HOSP"),), "YAMADA^TARO=山田^太郎", "19700101", "M")
 SATO = PersonCommand((Identifier("2", "HOSP"),), "SATO^HANAKO=佐藤^花子", "19850315", "F")
 DERIVE = Policies("derive", "derive", "derive", "derive")
@@ -183,6 +183,14 @@ def test_a_patient_who_does_not_come_is_no_show_until_somebody_cancels():
     assert rows(OrderStatus)[0].state == "NO_SHOW"
     carry_out(whole("no_show", 1), command("XO", 2), whole("CA", 3))
     assert statuses() == ["CANCELED"]
+
+
+@pytest.mark.parametrize("times", [(1, 2), (2, 1)])
+def test_who_does_not_come_while_the_order_is_on_hold_is_no_show_in_whatever_order_it_is_told(times):
+    hold, no_show = whole("HD", times[0]), whole("no_show", times[1])
+    carry_out(command(), command(accession="ACC2"), hold, no_show)
+    carry_out(*(dataclasses.replace(one, accession_number="ACC2") for one in (no_show, hold)))
+    assert statuses() == ["NO_SHOW", "NO_SHOW"]
 
 
 def test_nobody_who_lies_on_the_table_is_a_no_show():
@@ -390,9 +398,111 @@ def test_an_older_release_does_not_end_a_newer_hold():
     assert statuses() == ["ON_HOLD"]
 
 
+def ahead(one: OrderCommand, **by: float) -> OrderCommand:
+    """As a clock that is ahead of ours stamps it."""
+    return dataclasses.replace(one, at=clock.now() + dt.timedelta(**by))
+
+
 def test_what_has_no_time_of_its_own_is_said_now_even_where_a_senders_clock_is_ahead():
-    carry_out(command(at=60 * 24 * 365), dataclasses.replace(whole("CA", 0), at=None))
+    carry_out(ahead(command(), hours=5), dataclasses.replace(whole("CA", 0), at=None))
     assert statuses() == ["CANCELED"]
+
+
+def test_a_time_far_in_the_future_counts_as_now():
+    """A wrong year does not win for ever."""
+    carry_out(ahead(command(), days=400))
+    carry_out(change(ahead(command("XO")), start_time="100000"))
+    assert times() == ["100000"]
+    carry_out(ahead(whole("HD", 0), days=400))
+    carry_out(ahead(whole("RL", 0)))
+    assert statuses() == ["SCHEDULED"]
+    (order,) = rows(ImagingOrder)
+    assert max(order.placed_at, order.last_event_at) <= clock.now()
+    assert max(*order.said.values(), *rows(ScheduledStep)[0].said.values()) <= clock.iso(clock.now())
+    carry_out(ahead(whole("CA", 0)))
+    assert statuses() == ["CANCELED"]
+
+
+def test_what_follows_in_the_same_second_is_no_older_than_what_counts_as_now():
+    """Most senders' times are of whole seconds."""
+    carry_out(ahead(command(), days=400))
+    carry_out(dataclasses.replace(whole("CA", 0), at=clock.now().replace(microsecond=0)))
+    assert (statuses(), cases()) == (["CANCELED"], [])
+
+
+def test_the_messages_of_a_clock_that_is_a_little_ahead_keep_their_order():
+    later = change(ahead(command("XO"), minutes=5.2), start_time="110000")
+    carry_out(ahead(command(), minutes=5), later, change(ahead(command("XO"), minutes=5.1), start_time="100000"))
+    assert times() == ["110000"]
+
+
+def test_what_is_from_far_ahead_comes_after_all_that_came_before():
+    carry_out(ahead(command(), minutes=5), change(ahead(command("XO"), days=400), start_time="110000"))
+    assert times() == ["110000"]
+
+
+@pytest.mark.parametrize("control", ["CA", "DC", "no_show"])
+@pytest.mark.parametrize("named", [(), command().procedures])
+def test_a_cancel_by_a_clock_that_is_behind_that_of_the_order_is_not_lost(control, named):
+    carry_out(command(at=5), command(at=6, accession="ACC2"))
+    outcome = carry_out(command(control, 1, procedures=named))
+    assert (outcome.reply, statuses(), cases()) == ("UC", ["SCHEDULED", "SCHEDULED"], ["late_cancel"])
+    (case,) = rows(ReconciliationCase)
+    assert "is older than the order of what it names" in case.reasons[0]
+    assert [event.detail["control"] for event in rows(AuditEvent) if event.outcome == "stale"] == [control]
+
+
+def test_a_completion_by_a_clock_that_is_behind_that_of_the_order_is_not_lost():
+    carry_out(command(at=5), whole("SC", 1, status="CM"))
+    assert (statuses(), cases()) == (["SCHEDULED"], ["late_change"])
+
+
+def test_a_hold_by_a_clock_that_is_behind_that_of_the_order_holds_it():
+    carry_out(command(at=5), whole("HD", 1))
+    assert (statuses(), cases()) == (["ON_HOLD"], [])
+
+
+def test_a_cancel_that_comes_again_after_a_part_was_ordered_anew_asks_nobody():
+    again = dataclasses.replace(
+        command(accession="ACC2").procedures[0], steps=(StepCommand("S9", "CT", ("CT1",), "20350705", "093000"),)
+    )
+    carry_out(command(), whole("CA", 1), command(at=2, procedures=(again,)), whole("CA", 1))
+    assert (statuses(), cases()) == (["CANCELED", "SCHEDULED"], [])
+    carry_out(command("CA", 1, procedures=(ProcedureCommand("RP1"), ProcedureCommand("RP2"))))
+    assert (statuses(), cases()) == (["CANCELED", "SCHEDULED"], ["late_cancel"]), "it names that part"
+
+
+def test_a_replacement_that_comes_late_asks_nobody_about_what_was_added_since():
+    new = dataclasses.replace(command().procedures[0], requested_procedure_id="RP9", study_instance_uid="1.2.9",
+                              placer_number="P9", filler_number="F9")  # fmt: skip
+    added = dataclasses.replace(
+        command(accession="ACC3").procedures[0], steps=(StepCommand("S3", "CT", ("CT1",), "20350705", "093000"),)
+    )
+    carry_out(command(), command("XO", 7, procedures=(added,)), replacing(accession="ACC1", procedures=(new,)))
+    assert (statuses(), cases()) == (["CANCELED", "SCHEDULED", "SCHEDULED"], [])
+
+
+def test_a_cancel_reaches_the_step_that_turns_out_to_be_older():
+    carry_out(command("XO", 5, unknown="place", patient=YAMADA), command("CA", 3), command(at=1))
+    assert statuses() == ["CANCELED"]
+
+
+def test_a_step_that_a_person_brought_back_is_not_cancelled_again_by_an_older_message():
+    carry_out(command(at=2), whole("CA", 3))
+    move("reinstate")
+    carry_out(command(at=1))
+    assert statuses() == ["SCHEDULED"]
+
+
+def test_what_is_ordered_in_the_second_of_a_cancel_is_not_cancelled_by_it():
+    """Of two of one time the later to arrive counts."""
+    again = dataclasses.replace(
+        command(accession="ACC2").procedures[0], steps=(StepCommand("S9", "CT", ("CT1",), "20350705", "093000"),)
+    )
+    carry_out(command(), whole("CA", 1), command(at=1, procedures=(again,)))
+    assert statuses() == ["CANCELED", "SCHEDULED"]
+    carry_out(whole("CA", 1))
+    assert statuses() == ["CANCELED", "CANCELED"]
 
 
 def test_an_order_from_before_the_times_were_kept_takes_no_older_message():
@@ -506,6 +616,62 @@ def test_a_number_of_another_issuer_names_no_order(issuer):
         with pytest.raises(UnknownKey):
             carry_out(OrderCommand("CA", procedures=(ProcedureCommand(**numbers),), at=minute(1)))
     assert statuses() == ["SCHEDULED"]
+
+
+def without_issuer(control: str, at: int = 1, accession: str = "ACC1", **numbers: str) -> OrderCommand:
+    """As OBR-18 says it."""
+    procedures = (ProcedureCommand(**numbers),) if numbers else ()
+    return OrderCommand(control, accession, "", procedures=procedures, at=minute(at))
+
+
+def test_an_accession_number_that_says_no_issuer_is_that_of_the_only_order_with_it():
+    carry_out(command())
+    for at, numbers in enumerate(({}, {"placer_number": "P1", "placer_issuer": "HIS"})):
+        carry_out(without_issuer("HD", 2 * at, **numbers))
+        assert statuses() == ["ON_HOLD"]
+        carry_out(without_issuer("RL", 2 * at + 1, **numbers))
+    with pytest.raises(UnknownKey):
+        carry_out(without_issuer("HD", accession="ACC2"))
+    with pytest.raises(UnknownKey):
+        carry_out(dataclasses.replace(without_issuer("HD"), accession_issuer="OTHER"))
+    assert statuses() == ["SCHEDULED"]
+
+
+def test_of_two_issuers_of_an_accession_number_another_number_says_which():
+    other = dataclasses.replace(command(accession="ACC2").procedures[0], placer_number="P2")
+    carry_out(command(), command(accession_issuer="OTHER", procedures=(other,)))
+    for numbers in ({}, {"placer_number": "P9", "placer_issuer": "HIS"}):
+        with pytest.raises(DuplicateKey):
+            carry_out(without_issuer("HD", **numbers))
+    assert statuses() == ["SCHEDULED", "SCHEDULED"]
+    carry_out(without_issuer("HD", placer_number="P2", placer_issuer="HIS"))
+    assert statuses() == ["SCHEDULED", "ON_HOLD"]
+
+
+def test_an_accession_number_without_an_issuer_is_first_that_of_the_order_without_one():
+    own = dataclasses.replace(command(accession="ACC2").procedures[0], placer_number="P2")
+    carry_out(command(), command(accession_issuer="", procedures=(own,)))
+    carry_out(without_issuer("HD"))
+    assert statuses() == ["SCHEDULED", "ON_HOLD"]
+    with pytest.raises(DuplicateKey):
+        carry_out(without_issuer("CA", 2, placer_number="P1", placer_issuer="HIS"))
+
+
+def test_a_new_order_without_an_issuer_is_the_known_one_where_its_other_numbers_say_so():
+    carry_out(command(), command(at=1, accession_issuer=""))
+    assert len(rows(ImagingOrder)) == 1
+    other = dataclasses.replace(command(accession="ACC2").procedures[0], placer_number="P2")
+    carry_out(command(at=1, accession_issuer="", procedures=(other,), patient=SATO))
+    assert [order.accession_issuer for order in rows(ImagingOrder)] == ["RIS", ""]
+
+
+def test_a_replacement_without_an_issuer_joins_the_order_that_it_replaces():
+    carry_out(command())
+    new = dataclasses.replace(command().procedures[0], requested_procedure_id="RP9", study_instance_uid="1.2.9",
+                              placer_number="P9", filler_number="F9")  # fmt: skip
+    carry_out(replacing(accession="ACC1", accession_issuer="", procedures=(new,)))
+    assert len(rows(ImagingOrder)) == 1
+    assert statuses() == ["CANCELED", "SCHEDULED"]
 
 
 def test_a_cancel_by_the_number_of_one_procedure_leaves_the_others():

@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 
 import pytest
-from sqlmodel import select
+from sqlmodel import select, update
 
 from broker import clock, db
 from broker.archive import status
@@ -12,13 +12,14 @@ from broker.config import Site
 from broker.errors import DuplicateKey, UnknownKey
 from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
+from broker.model.patients import Patient
 from broker.model.status import OrderStatus
 from broker.model.work import AuditEvent
-from broker.mwl import orders
+from broker.mwl import order_finding, orders
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 
 pytestmark = pytest.mark.usefixtures("database")
-NOON = dt.datetime(2035, 7, 5, 3, tzinfo=dt.UTC)
+NOON = dt.datetime(2025, 7, 5, 3, tzinfo=dt.UTC)
 YAMADA = PersonCommand((Identifier("1", "HOSP"),), "YAMADA^TARO=山田^太郎", "19700101", "M")
 SATO = PersonCommand((Identifier("2", "HOSP"),), "SATO^HANAKO=佐藤^花子", "19850315", "F")
 
@@ -224,6 +225,66 @@ def test_an_order_that_contradicts_the_patients_record_is_taken_and_offered_to_n
         ("ACC2", False),
     ]
     assert [case.kind for case in rows(ReconciliationCase)] == ["patient_conflict"]
+
+
+def test_an_order_that_comes_again_with_another_person_is_offered_to_nobody_any_more():
+    """Nothing else of it changes."""
+    apply(command())
+    impostor = PersonCommand((Identifier("1", "HOSP"),), "KIMURA^JIRO=木村^二郎", "19400101", "F")
+    order = apply(command(patient=impostor))
+    assert order.withheld == "patient_conflict"
+    assert [(step.offerable, step.version) for step in rows(ScheduledStep)] == [(False, 1)]
+    assert [case.kind for case in rows(ReconciliationCase)] == ["patient_conflict"]
+
+
+def test_an_order_that_another_patient_gets_meanwhile_is_locked_with_that_one(monkeypatch):
+    apply(command())
+    apply(split("ACC2", "P2", SATO))
+    locked, lock = [], db.lock
+
+    def moves_it_first(session, table, pk):
+        if not locked:
+            session.execute(update(ImagingOrder).where(ImagingOrder.pk == 1).values(patient_pk=2))
+        locked.append((table.__name__, pk))
+        return lock(session, table, pk)
+
+    monkeypatch.setattr(db, "lock", moves_it_first)
+    order = db.run(lambda session: order_finding.locked(session, 1).patient_pk)
+    assert (order, locked) == (2, [("Patient", 1), ("Patient", 2), ("ImagingOrder", 1)])
+
+
+def test_a_new_order_waits_for_no_patient_but_its_own(monkeypatch):
+    apply(command())
+    apply(split("ACC2", "P2", SATO))
+    locked, lock = [], db.lock
+    monkeypatch.setattr(db, "lock", lambda session, table, pk: (locked.append(table), lock(session, table, pk))[1])
+    with pytest.raises(DuplicateKey):
+        apply(command(patient=SATO))
+    assert locked == [Patient]
+
+
+def test_no_refusal_tells_what_the_message_or_the_order_says():
+    """Numbers, too, are of a patient."""
+    apply(command(steps=2))
+    said = [
+        change_step(command(place="ORC^1^2"), start_time="100000"), command(place="ORC^1^2", priority="STAT"),
+        command(place="ORC^1^2", attributes={"RequestingService": "x"}),
+        change_step(command("XO", place="ORC^1^2"), sps_id=""),
+        *(command(place="ORC^1^2", procedures=(dataclasses.replace(command().procedures[0], **changes),))
+          for changes in ({"study_instance_uid": "1.2.9"}, {"description": "x"})),
+    ]  # fmt: skip
+    refusals = [_refusal(one) for one in said]
+    apply(command("CA", at=NOON + dt.timedelta(minutes=5)))
+    refusals.append(_refusal(command(place="ORC^1^2", at=NOON + dt.timedelta(minutes=9))))
+    for refused in refusals:
+        assert (refused.err, refused.place) == ("205", "ORC^1^2")
+        assert not any(number in refused.text for number in ("S1", "RP1", "ACC1", "P1", "F1", "1.2"))
+
+
+def _refusal(one: OrderCommand) -> DuplicateKey:
+    with pytest.raises(DuplicateKey) as refused:
+        apply(one)
+    return refused.value
 
 
 # Which order is meant

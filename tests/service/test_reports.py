@@ -1,6 +1,7 @@
 """A report closes its order, in whatever order its versions come; every version is kept."""
 
 import dataclasses
+import datetime as dt
 import itertools
 
 import pytest
@@ -98,6 +99,21 @@ def test_the_same_report_again_changes_nothing():
     assert len(rows(Report)) == 1
     timeless = dataclasses.replace(report(number="R2"), issued_at=None, at=None)
     assert apply(timeless).key == apply(timeless).key
+
+
+def test_a_report_from_far_in_the_future_is_one_of_now_and_the_same_again():
+    """A wrong year does not win for ever."""
+    wrong = dataclasses.replace(report(), issued_at=clock.now() + dt.timedelta(days=400), at=None)
+    assert apply(wrong).key == apply(wrong).key
+    (row,) = rows(Report)
+    assert row.issued_at <= clock.now()
+    apply(dataclasses.replace(report("amended"), issued_at=clock.now() + dt.timedelta(hours=1)))
+    assert [row.superseded for row in rows(Report)] == [True, False]
+
+
+def test_where_only_the_time_of_issue_is_wrong_that_of_the_message_counts():
+    apply(dataclasses.replace(report(), issued_at=clock.now() + dt.timedelta(days=400), at=minute(7)))
+    assert [row.issued_at for row in rows(Report)] == [minute(7)]
 
 
 def test_reports_of_one_number_by_two_issuers_are_two():

@@ -92,12 +92,38 @@ def test_the_code_of_the_procedure_counts_where_no_step_has_it():
     assert times() == ["110000"] * 2
 
 
-def test_services_of_no_code_that_is_known_go_one_by_one_or_nowhere():
+def test_services_without_a_code_go_one_by_one_or_nowhere():
     carry_out(ordered("X", "Y"))
-    say(booked(service("110000", "P"), service("120000", "Q")))
+    say(booked(service("110000"), service("120000")))
     assert times() == ["110000", "120000"]
     with pytest.raises(DuplicateKey):
-        say(booked(service("130000", "P"), service("140000", "Q"), service("150000", "R"), at=2))
+        say(booked(service("130000"), service("140000"), service("150000"), at=2))
+    assert times() == ["110000", "120000"]
+
+
+@pytest.mark.parametrize("codes", [("P", "Q"), ("Y", "P"), ("X",) * 2, ("P",), ("", "X")])
+def test_which_step_a_service_means_is_never_guessed_from_its_place(codes):
+    carry_out(ordered("X", "Y"))
+    said = (service("110000", *filter(None, [code])) for code in codes)
+    with pytest.raises(DuplicateKey) as refused:
+        say(booked(*said))
+    assert (refused.value.err, refused.value.place) == ("205", "SCH^1^26")
+    assert times() == ["093000"] * 2
+
+
+def test_one_service_of_one_step_can_mean_no_other():
+    carry_out(ordered("X"))
+    say(booked(service("110000", "P")))
+    assert times() == ["110000"]
+
+
+def test_some_services_are_known_by_their_steps_and_others_by_their_procedures():
+    one, other = ordered("X").procedures[0], ordered("", accession="ACC2").procedures[0]
+    other = dataclasses.replace(
+        other, code_value="HEAD", steps=tuple(dataclasses.replace(step, sps_id="S9") for step in other.steps)
+    )
+    carry_out(dataclasses.replace(ordered("X"), procedures=(dataclasses.replace(one, code_value="HEAD"), other)))
+    say(booked(service("120000", "HEAD", placer=""), service("110000", "X"), at=1))
     assert times() == ["110000", "120000"]
 
 
@@ -109,10 +135,12 @@ def test_several_services_of_one_code_go_to_as_many_steps_of_it():
         say(booked(service("130000", "X"), service("140000", "X"), service("150000", "X"), at=2))
 
 
-def test_a_service_that_is_no_step_of_the_order_changes_nothing_where_orders_come_by_themselves():
+def test_a_service_that_is_no_step_of_the_order_is_refused_where_orders_come_by_themselves():
     carry_out(ordered("X"))
-    say(booked(service("110000", "X"), service("113000", "TALK")))
-    assert times() == ["110000"]
+    with pytest.raises(DuplicateKey) as refused:
+        say(booked(service("110000", "X"), service("113000", "TALK")))
+    assert refused.value.err == "205"
+    assert times() == ["093000"]
 
 
 def test_an_appointment_moves_its_own_steps_alone():

@@ -1,6 +1,7 @@
 """Arrivals and transfers reach the orders of their visit, and never all that a patient has (finding 8)."""
 
 import dataclasses
+import datetime as dt
 
 import pytest
 
@@ -9,7 +10,9 @@ from broker.archive import status
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField, UnknownKey
 from broker.model.orders import ImagingOrder, StepVersion
+from broker.model.patients import Patient
 from broker.model.status import OrderStatus
+from broker.model.work import AuditEvent
 from broker.mwl import visits
 from broker.mwl.commands import Identifier, OrderCommand, ProcedureCommand, StepCommand, VisitCommand
 from tests.service.test_order_control import (
@@ -25,6 +28,7 @@ from tests.service.test_order_control import (
 )
 
 pytestmark = pytest.mark.usefixtures("database")
+DAY = dt.timedelta(days=1)
 MORNING, EVENING = Identifier("V1", "HIS"), Identifier("V2", "HIS")
 
 
@@ -108,6 +112,14 @@ def test_an_issuer_is_known_by_its_universal_id_too(orders):
         assert apply(visit("arrive", visit=Identifier("V7", issuer)))[0] == [5]
 
 
+def test_an_arrival_looks_for_the_orders_of_a_patient_whom_it_holds(orders, monkeypatch):
+    """Else a merge or a move could give them to another meanwhile."""
+    locked, lock = [], db.lock
+    monkeypatch.setattr(db, "lock", lambda session, table, pk: (locked.append(table), lock(session, table, pk))[1])
+    apply(visit("arrive"))
+    assert locked == [Patient, ImagingOrder]
+
+
 @pytest.mark.parametrize("unnamed", [None, Identifier("", "HIS")])
 def test_an_arrival_that_names_neither_visit_nor_order_is_refused(orders, unnamed):
     with pytest.raises(MissingField) as refused:
@@ -128,6 +140,70 @@ def test_an_arrival_that_names_an_order_reaches_that_order(orders):
 def test_an_arrival_reaches_no_step_that_it_does_not_name(orders):
     apply(visit("arrive", order=numbers("ACC1", requested_procedure_id="RP1", steps=(StepCommand("S2"),))))
     assert statuses()[:2] == ["SCHEDULED", "ARRIVED"]
+
+
+def two_groups(accession: str = "ACC5", **changes) -> OrderCommand:
+    """Two order groups of one accession number, each a procedure with numbers of its own."""
+    one, other = (command(accession=f"ACC{n}").procedures[0] for n in (5, 6))
+    other = dataclasses.replace(other, steps=(dataclasses.replace(other.steps[0], sps_id="S6"),))
+    return command(accession=accession, procedures=(one, other), **changes)
+
+
+@pytest.mark.parametrize("event", ["arrive", "unarrive"])
+def test_an_arrival_by_a_number_that_the_order_does_not_have_reaches_nothing_of_it(orders, event):
+    carry_out(two_groups(begun=event == "unarrive"))
+    before = statuses()
+    for named in ({"placer_number": "P7", "placer_issuer": "HIS"}, {"placer_number": "P5", "placer_issuer": "OTHER"}):
+        with pytest.raises(UnknownKey) as refused:
+            apply(visit(event, order=numbers("ACC5", **named)))
+        assert refused.value.err == "204"
+    assert statuses() == before
+    apply(visit(event, order=numbers("ACC5", placer_number="P6", placer_issuer="HIS")))
+    assert [n for n, (old, new) in enumerate(zip(before, statuses(), strict=True)) if old != new] == [6]
+
+
+def test_an_arrival_by_the_number_of_one_group_of_a_procedure_reaches_the_step_of_that_group(orders):
+    groups = [{"placer_number": f"P{n}", "placer_issuer": "HIS"} for n in (7, 8)]
+    procedure = dataclasses.replace(
+        command(accession="ACC7").procedures[0], filler_number="", filler_issuer="",
+        steps=tuple(StepCommand(f"S{n}", "CT", ("CT1",), "20350705", "093000", **own)
+                    for n, own in enumerate(groups)),
+    )  # fmt: skip
+    carry_out(command(accession="ACC7", procedures=(procedure,)))
+    apply(visit("arrive", order=numbers("ACC7", **groups[1])))
+    assert statuses()[5:] == ["SCHEDULED", "ARRIVED"]
+
+
+def later_step(at: int, **changes) -> OrderCommand:
+    """A further step of the third order."""
+    procedure = command(accession="ACC3").procedures[0]
+    step = dataclasses.replace(procedure.steps[0], sps_id="S9", start_date="20350920")
+    return command(accession="ACC3", at=at, procedures=(dataclasses.replace(procedure, steps=(step,)),), **changes)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_who_came_yesterday_is_not_here_for_what_is_ordered_today(orders, late):
+    arrived = visit("arrive", 10, order=numbers())
+    carry_out(later_step(20)) if late else apply(arrived)
+    apply(arrived) if late else carry_out(later_step(20))
+    assert statuses()[3::2] == ["ARRIVED", "SCHEDULED"]
+    carry_out(whole("HD", 30, accession="ACC3"), whole("RL", 40, accession="ACC3"))
+    assert statuses()[3::2] == ["ARRIVED", "SCHEDULED"]
+    carry_out(later_step(5))
+    assert statuses()[3::2] == ["ARRIVED", "ARRIVED"], "it was ordered before they came, as it turns out"
+
+
+def test_an_arrival_that_is_older_than_the_order_leaves_a_trace(orders):
+    carry_out(command(accession="ACC9", at=20))
+    apply(visit("arrive", 10, order=numbers("ACC9")))
+    assert statuses()[-1] == "SCHEDULED"
+    assert [event.outcome for event in rows(AuditEvent)][-1] == "stale"
+
+
+def test_an_arrival_far_in_the_future_is_one_of_now(orders):
+    apply(dataclasses.replace(visit("arrive", order=numbers()), at=clock.now() + 400 * DAY))
+    apply(dataclasses.replace(visit("unarrive", order=numbers()), at=clock.now()))
+    assert set(statuses()) == {"SCHEDULED"}
 
 
 def test_an_arrival_for_another_patients_order_or_an_unknown_one_is_refused(orders):

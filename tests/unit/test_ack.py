@@ -146,9 +146,10 @@ def test_groups_of_one_order_share_its_outcome_and_are_told_apart_by_their_numbe
     assert [(line[1], line[5]) for line in lines if line[0] == "ORC"] == [("OK", "SC"), ("UC", "IP"), ("OK", "SC")]
 
 
-def test_a_number_that_was_assigned_here_is_told():
+@pytest.mark.parametrize("stated", [b"", b"^HIS", b'""'])
+def test_a_number_that_was_assigned_here_is_told(stated):
     raw, msg = asked("SN")
-    raw = raw.replace(b"ORC|SN|PACC0^HIS|", b"ORC|SN||")
+    raw = raw.replace(b"ORC|SN|PACC0^HIS|", b"ORC|SN|" + stated + b"|")
     outcome = Outcome(1, "NA", placer_number="B|1", placer_issuer="BROKER")
     (orc, *_) = order_answer.lines(raw, msg.header, "~ISO IR87", [command("SN", 0)], [outcome], None)
     assert orc[:4] == ["ORC", "NA", "B\\F\\1^BROKER", "FACC0^RIS"]

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from broker.config import Settings
-from broker.errors import BrokerError, InvalidValue, MissingField, UnknownKey
+from broker.errors import BrokerError, DuplicateKey, InvalidValue, MissingField, UnknownKey, Unreadable
 from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, VisitCommand
-from broker.ris_bridge.fhir import road, values
+from broker.ris_bridge.budget import budget
+from broker.ris_bridge.fhir import elements, road, values
 from broker.ris_bridge.fhir.orders_in import Procedure, Reader
 from broker.ris_bridge.fhir.plan import KNOWN, NEW, Plan, plan
 from broker.ris_bridge.hl7 import message, orders_in
@@ -17,36 +18,36 @@ from broker.ris_bridge.http_road import Known, Request
 from tests import roads
 
 SETTINGS = Settings(site={"accession_issuer": "RIS", "patient_id_issuer": "HOSP"}, fhir={"systems": roads.SYSTEMS})
-YAMADA = Identifier("0000012345", "HOSP")
+YAMADA, SATO = Identifier("0000012345", "HOSP"), Identifier("2", "HOSP")
 ORDER = Known("ACC001", "RIS", YAMADA)
 
 
 class Server:
-    """Nothing is here but what it was given."""
+    """Nothing is here but what it was given, and where there is an order, Patient/1 and Patient/2."""
 
-    def __init__(self, **procedures: Procedure) -> None:
-        self.known = {key.removeprefix("_"): one for key, one in procedures.items()}
+    def __init__(self, *procedures: Procedure) -> None:
+        self.known = {one.key: one for one in procedures}
 
     def patient(self, key: str) -> Identifier | None:
-        return YAMADA if key == "1" else None
+        return {"1": YAMADA, "2": SATO}.get(key) if self.known else None
 
-    def knows(self, identifier: Identifier) -> bool:
-        return bool(self.known) and identifier == YAMADA
+    def owner(self, identifier: Identifier) -> str | None:
+        return {YAMADA: "1", SATO: "2"}.get(identifier) if self.known else None
 
     def procedure(self, key: str) -> Procedure | None:
         return self.known.get(key)
 
-    def procedures(self, kind: str, value: str, system: str | None) -> list[str]:
-        return list(self.known)
+    def procedures(self, value: str, system: str | None) -> list[Procedure]:
+        return list(self.known.values())
 
 
-ONE = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001",)))
-TWO = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001", "SPS002")))
+ONE = Server(Procedure("17", ORDER, "RP001", roads.UID, ("SPS001",)))
+TWO = Server(Procedure("17", ORDER, "RP001", roads.UID, ("SPS001", "SPS002")))
 
 
 def planned(bundle: dict, server: Server | None = None, settings: Settings = SETTINGS) -> Plan:
     systems = values.table(settings.fhir.systems)
-    return plan(Reader(road._all(bundle, settings), settings.site, systems, server or Server()))
+    return plan(Reader(road._all(bundle, settings, lambda: None), settings.site, systems, server or Server()))
 
 
 def order(*resources: dict, server: Server | None = None) -> OrderCommand:
@@ -158,6 +159,79 @@ def test_a_patient_alone_or_put_is_a_change_of_the_patient():
     bundle = roads.fhir()
     bundle["entry"][0]["request"] = {"method": "PUT", "url": f"Patient?identifier={roads.HOSP}|0000012345"}
     assert [type(one) for one in planned(bundle).commands] == [PatientCommand, OrderCommand]
+
+
+HIS_YAMADA = {"system": roads.HOSP, "value": "0000012345"}
+HIS_SATO = {"system": roads.HOSP, "value": "2"}
+A_NEW_ONE = {"system": roads.HOSP, "value": "3"}
+
+
+def put_patient(key: str, *identifiers: dict, url: str = "Patient/1", server: Server = ONE) -> Plan:
+    bundle = roads.bundle({**roads.patient(), "id": key, "identifier": list(identifiers)})
+    bundle["entry"][0]["request"] = {"method": "PUT", "url": url}
+    return planned(bundle, server)
+
+
+def test_a_patient_is_put_under_the_key_of_the_record_that_has_the_identifiers():
+    (update,) = put_patient("1", A_NEW_ONE, HIS_YAMADA).commands
+    assert [one.value for one in update.patient.identifiers] == ["0000012345", "3"]
+
+
+@pytest.mark.parametrize(
+    ("key", "identifiers", "place"),
+    [("2", [HIS_SATO], "id"), ("2", [HIS_YAMADA], "id"), ("1", [HIS_SATO], "identifier"),
+     ("1", [HIS_YAMADA, HIS_SATO], "identifier"), ("1", [A_NEW_ONE], "identifier")],
+)  # fmt: skip
+def test_a_patient_put_under_the_key_of_another_changes_nobody(key, identifiers, place):
+    with pytest.raises(BrokerError) as refused:
+        put_patient(key, *identifiers)
+    assert refused.value.place == f"Bundle.entry[0].resource.{place}"
+
+
+@pytest.mark.parametrize("token", [f"{roads.HOSP}|2", "2"])
+def test_a_condition_on_a_patient_names_whose_record_it_is(token):
+    (update,) = put_patient("x", A_NEW_ONE, HIS_SATO, url=f"Patient?identifier={token}").commands
+    assert update.patient.identifiers[0] == SATO
+
+
+@pytest.mark.parametrize("token", [f"{roads.HOSP}|9", "9", f"{roads.HIS}|2", "|2"])
+@pytest.mark.parametrize("method", ["PUT", "POST"])
+def test_a_condition_on_a_patient_is_about_the_resource_itself(method, token):
+    bundle = roads.bundle({**roads.patient(), "identifier": [HIS_SATO, {**HIS_YAMADA, "value": "9", "use": "old"}]})
+    asked = {"url": "Patient", "ifNoneExist": f"identifier={token}"}
+    bundle["entry"][0]["request"] = {"method": method, **(
+        {"url": f"Patient?identifier={token}"} if method == "PUT" else asked)}  # fmt: skip
+    with pytest.raises(InvalidValue) as refused:
+        planned(bundle, ONE)
+    assert refused.value.place == "Bundle.entry[0].resource"
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [{"reference": "Patient/1", "identifier": HIS_SATO}, {"reference": "Patient/1", "identifier": A_NEW_ONE},
+     {"reference": "Patient/2", "identifier": HIS_YAMADA},
+     {**roads.service_request()["subject"], "identifier": HIS_SATO}],
+)  # fmt: skip
+def test_a_subject_that_names_two_patients_is_refused(subject):
+    with pytest.raises(DuplicateKey) as refused:
+        order(roads.patient(), request(subject=subject), server=ONE)
+    assert refused.value.place == "Bundle.entry[1].resource.subject"
+
+
+@pytest.mark.parametrize(
+    "reference", ["Patient/1", "urn:uuid:0b6c6f5e-0000-4000-8000-000000000001", "https://ehr.example/fhir/Patient/2"]
+)
+def test_a_subject_may_be_named_twice(reference):
+    """Of another server's key nobody here knows whose it is: the identifier says it."""
+    subject = {"reference": reference, "identifier": HIS_YAMADA}
+    *_, command = planned(roads.bundle(roads.patient(), request(subject=subject)), ONE).commands
+    assert command.patient.identifiers == (YAMADA,)
+
+
+def test_a_group_is_no_patient_whatever_identifier_it_has():
+    for subject in ({"reference": "Group/1", "identifier": HIS_YAMADA}, {"type": "Group", "identifier": HIS_YAMADA}):
+        with pytest.raises(UnknownKey):
+            order(request(subject=subject), server=ONE)
 
 
 # Orders
@@ -276,6 +350,8 @@ def test_what_cannot_be_an_order_is_refused_at_its_element(changes, error, place
     [
         (lambda b: b.update(type="batch"), "Bundle.type"),
         (lambda b: b["entry"][0]["resource"].update(resourceType="Observation"), "Bundle.entry[0].resource"),
+        (lambda b: b["entry"][0]["resource"].update(resourceType={}), "Bundle.entry[0].resource"),
+        (lambda b: b["entry"][0]["resource"].update(resourceType=["Patient"]), "Bundle.entry[0].resource"),
         (lambda b: b["entry"][0]["request"].update(url="Task"), "Bundle.entry[0].request.url"),
         (lambda b: b["entry"][1]["request"].update(method="DELETE"), "Bundle.entry[1].request.method"),
         (lambda b: b["entry"][1]["request"].update(method="PUT"), "Bundle.entry[1].request.url"),
@@ -297,6 +373,57 @@ def test_a_transaction_has_a_limit():
     with pytest.raises(BrokerError) as refused:
         planned(roads.bundle(*[roads.patient()] * 501))
     assert refused.value.place == "Bundle.entry"
+
+
+def test_every_list_has_a_limit():
+    """A million identifiers must not keep a processor from everybody else."""
+    lists = {
+        (kind, name)
+        for kind in elements.Element.__subclasses__() + elements.Resource.__subclasses__()
+        for name, field in kind.model_fields.items()
+        if "List" in str(field.annotation) or "list[" in str(field.annotation)
+    }
+    assert len(lists) > 20
+    for kind, name in lists - {(elements.Bundle, "entry")}:
+        with pytest.raises(InvalidValue) as refused:
+            elements.read(kind, {name: [{}] * (elements.ITEMS_MAX + 1)}, "x")
+        assert f"at most {elements.ITEMS_MAX}" in str(all_errors(kind, {name: [{}] * (elements.ITEMS_MAX + 1)})), name
+        assert refused.value.place.startswith("x."), name
+
+
+def all_errors(kind: type[elements.Element], found: dict) -> list[str]:
+    try:
+        kind.model_validate(found)
+    except ValueError as error:
+        return [str(error)]
+    return []
+
+
+def test_a_request_that_takes_too_long_to_read_is_refused():
+    bundle, systems = roads.fhir(), values.table(SETTINGS.fhir.systems)
+    with pytest.raises(InvalidValue, match="takes more than -1 seconds"):
+        road._all(bundle, SETTINGS, budget(-1))
+    items = road._all(bundle, SETTINGS, budget(10))
+    with pytest.raises(InvalidValue, match="takes more than -1 seconds"):
+        plan(Reader(items, SETTINGS.site, systems, Server(), budget(-1)))
+
+
+def test_what_the_journal_finds_a_body_by_is_looked_for_in_so_much_of_it():
+    body = {"resourceType": "Patient", "identifier": [{"value": "1"}] * 2 * elements.LOOKED_AT_MAX}
+    assert len(list(elements.keys(body))) < elements.LOOKED_AT_MAX
+    odd = {"resourceType": {"a": 1}, "identifier": [{"value": "1"}, {"resourceType": "Patient"}, {"value": {}}]}
+    assert list(elements.keys(odd)) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"resourceType": 1}', '{"resourceType": "Patient", "id": "\\ud800"}'])
+def test_what_is_no_resource_in_json_is_refused(text):
+    with pytest.raises(Unreadable):
+        elements.json_of(text)
+
+
+def test_half_a_character_is_refused_where_it_stands():
+    with pytest.raises(Unreadable, match="line 2 column"):
+        elements.json_of('{"resourceType": "Patient",\n "id": "\\ud800"}')
 
 
 @pytest.mark.parametrize("policy", ["missing_accession_number", "missing_sps_id"])
@@ -326,7 +453,7 @@ def test_what_the_status_of_a_known_request_asks_for(status, controls):
 
 
 def test_an_active_request_is_taken_off_hold():
-    held = Server(_17=Procedure(ORDER, "RP001", roads.UID, ("SPS001",), held=True))
+    held = Server(Procedure("17", ORDER, "RP001", roads.UID, ("SPS001",), held=True))
     commands = put(request(subject={"reference": "Patient/1"}), held).commands
     assert [one.control for one in commands] == ["XO", "RL"]
 
@@ -371,6 +498,94 @@ def test_an_appointment_of_a_known_request_moves_ends_or_arrives(status, control
         planned(roads.bundle(slot), TWO)
 
 
+@pytest.mark.parametrize(
+    "reference",
+    ["https://other-ehr.example/r4/ServiceRequest/17", "/ServiceRequest/17", "x/ServiceRequest/17", "MyServiceRequest/17",
+     "ServiceRequest/17/_history/1"],
+)  # fmt: skip
+def test_a_request_of_another_server_is_not_ours_though_its_key_is(reference):
+    for resource in (roads.appointment(), roads.task()):
+        with pytest.raises(UnknownKey):
+            planned(roads.bundle({**resource, "status": "cancelled", "basedOn": [{"reference": reference}]}), ONE)
+
+
+def test_a_reference_and_its_identifier_name_one_request():
+    said = {"reference": "ServiceRequest/17", "identifier": {"system": roads.HIS, "value": "P1"}}
+    slot = {**roads.appointment(), "basedOn": [said]}
+    assert planned(roads.bundle(slot), ONE).commands
+    two = Server(ONE.known["17"], dataclasses.replace(ONE.known["17"], key="18"))
+    two.procedures = lambda value, system: [two.known["18"]]
+    with pytest.raises(DuplicateKey):
+        planned(roads.bundle(slot), two)
+
+
+NOT_THE_ORDERS: list[tuple[dict, type[BrokerError]]] = [
+    ({"reference": "Patient/2"}, DuplicateKey), ({"type": "Patient", "identifier": HIS_SATO}, DuplicateKey),
+    ({"type": "Patient", "identifier": A_NEW_ONE}, DuplicateKey), ({"reference": "Patient/3"}, UnknownKey),
+    ({"reference": "https://ehr.example/Patient/1", "identifier": HIS_SATO}, DuplicateKey),
+    ({"reference": "Patient/1", "identifier": HIS_SATO}, DuplicateKey),
+]  # fmt: skip
+THE_ORDERS: list[dict] = [
+    {"reference": "Patient/1"}, {"type": "Patient", "identifier": HIS_YAMADA}, {"reference": "https://ehr.example/Patient/2"},
+    {"reference": "Patient/1", "identifier": HIS_YAMADA}, {"reference": "Group/2"},
+]  # fmt: skip
+
+
+def of_patient(said: dict) -> list[dict]:
+    """An Appointment and a Task of request 17 that name a patient."""
+    based = {"status": "cancelled", "basedOn": [{"reference": "ServiceRequest/17"}]}
+    participants = [{"actor": said}, roads.appointment()["participant"][1]]
+    return [{**roads.appointment(), **based, "participant": participants}, {**roads.task(), **based, "for": said}]
+
+
+@pytest.mark.parametrize(("said", "error"), NOT_THE_ORDERS)
+def test_a_task_or_appointment_of_another_patient_is_refused(said, error):
+    for resource, place in zip(of_patient(said), ("participant[0].actor", "for"), strict=True):
+        with pytest.raises(error) as refused:
+            planned(roads.bundle(resource), ONE)
+        assert refused.value.place == f"Bundle.entry[0].resource.{place}"
+
+
+@pytest.mark.parametrize("said", THE_ORDERS)
+def test_a_task_or_appointment_of_the_orders_patient_is_taken(said):
+    for resource in of_patient(said):
+        assert [one.control for one in planned(roads.bundle(resource), ONE).commands] == ["CA"]
+
+
+def test_also_one_that_comes_with_its_order():
+    other = {**roads.patient(), "identifier": [HIS_SATO]}
+    for said in (
+        {"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000004"},
+        {"type": "Patient", "identifier": HIS_SATO},
+    ):
+        for resource in (*(one for one in of_patient(said)),):
+            resource |= {"status": "booked" if "participant" in resource else "requested",
+                         "basedOn": [{"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000002"}]}  # fmt: skip
+            with pytest.raises(DuplicateKey) as refused:
+                planned(roads.bundle(roads.patient(), request(), resource, other))
+            assert refused.value.place.startswith("Bundle.entry[2].resource.")
+
+
+def test_also_one_that_comes_with_a_change_of_its_order():
+    change = {**request(subject={"reference": "Patient/1"}), "id": "17"}
+    for task, taken in (({"reference": "Patient/1"}, True), ({"reference": "Patient/2"}, False)):
+        bundle = roads.bundle(change, {**roads.task(), "basedOn": [{"reference": "ServiceRequest/17"}], "for": task})
+        bundle["entry"][0]["request"] = {"method": "PUT", "url": "ServiceRequest/17"}
+        if taken:
+            assert planned(bundle, ONE).commands
+            continue
+        with pytest.raises(DuplicateKey) as refused:
+            planned(bundle, ONE)
+        assert refused.value.place == "Bundle.entry[1].resource.for"
+
+
+def test_a_patient_who_takes_part_is_no_physician():
+    slot = roads.appointment()
+    slot["participant"][0]["actor"]["display"] = "山田 太郎"
+    (step,) = order(roads.patient(), request(), slot).procedures[0].steps
+    assert "ScheduledPerformingPhysicianName" not in said(step.attributes)
+
+
 @pytest.mark.parametrize("status", ["fulfilled", "in-progress", "completed"])
 def test_that_an_exam_was_made_is_the_brokers_to_say(status):
     slot = {**roads.appointment(), "status": status, "basedOn": [{"reference": "ServiceRequest/17"}]}
@@ -385,5 +600,24 @@ def test_a_request_that_is_here_already_is_not_made_again():
     assert made.commands == []
     assert [one.key for one in made.answers] == ["", "17", "17", "17"]
     with pytest.raises(BrokerError) as refused:
-        planned(bundle, Server(_17=ONE.known["17"], _18=ONE.known["17"]))
+        planned(bundle, Server(ONE.known["17"], dataclasses.replace(ONE.known["17"], key="18")))
     assert refused.value.wire.http == 412
+
+
+def test_a_condition_that_names_another_patients_order_is_refused():
+    other = {**roads.patient(), "identifier": [HIS_SATO]}
+    bundle = roads.bundle(other, request())
+    bundle["entry"][1]["request"]["ifNoneExist"] = "identifier=P1"
+    with pytest.raises(BrokerError) as refused:
+        planned(bundle, ONE)
+    assert (refused.value.wire.http, refused.value.place) == (412, "Bundle.entry[1].resource.subject")
+
+
+def test_a_resource_is_put_under_its_own_id():
+    bundle = roads.bundle({**request(subject={"reference": "Patient/1"}), "id": "18"})
+    bundle["entry"][0]["request"] = {"method": "PUT", "url": "ServiceRequest/17"}
+    with pytest.raises(InvalidValue) as refused:
+        planned(bundle, ONE)
+    assert refused.value.place == "Bundle.entry[0].resource.id"
+    bundle["entry"][0]["resource"]["id"] = "17"
+    assert planned(bundle, ONE).commands

@@ -405,3 +405,8 @@ def test_a_doctor_is_named_by_the_codes_of_xcn():
     field = "110^医師^一郎^^^^^^^L^^^^^I~110^イシ^イチロウ^^^^^^^L^^^^^P"
     pv1 = parse(f"PV1|1|O||||||{field}").first("PV1")
     assert names.person(pv1, 8, SITE, names.XCN) == "ISHI^ICHIRO=医師^一郎=イシ^イチロウ"
+
+
+def test_no_vendor_character_is_a_sign_of_ascii():
+    """Half of a pair that is no character must not become a delimiter."""
+    assert not [char for char in charset.VENDOR_CHARACTERS.values() if char.isascii()]

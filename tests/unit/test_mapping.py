@@ -400,3 +400,55 @@ def test_a_trial_names_the_station_rule_and_the_default():
     ((_, values),) = trial.try_message(parsed(PID, ORC, OBR), made(text), SITE).items
     sources = {one.keyword: one.source for one in values}
     assert (sources["ScheduledStationAETitle"], sources["PreMedication"]) == ("station rule of line 4", "default")
+
+
+# Several values, and dates
+
+
+@pytest.mark.parametrize(("said", "status"), [("B6", 3), ("A2~B6", 3), ("A2", None), ("A2~A3", None), ("~B6", 3)])
+def test_the_first_repetition_that_the_table_knows_counts(said, status):
+    """5.4, PV1-15: a pregnant patient has other ambulatory statuses, too."""
+    assert order("", ORC, OBR, f"PV1|1|O{'|' * 13}{said}").attributes["PregnancyStatus"] == status
+
+
+@pytest.mark.parametrize(("source", "room"), [("OBR-21", "B"), ("OBR-21[1]", None), ("OBR-21[2]", "B")])
+def test_a_repetition_that_is_named_stays_the_one_that_is_named(source, room):
+    text = rule("step.ScheduledProcedureStepLocation", source, table='"t"') + '[tables.t]\nY = "B"\n'
+    assert step(text, ORC, field(OBR, 21, "X~Y")).attributes["ScheduledProcedureStepLocation"] == room
+
+
+@pytest.mark.parametrize(
+    ("said", "date"),
+    [("19700111", "19700111"), ("1970-01-11", "19700111"), ("1970/1/11", "19700111"), ("1970-1-11", "19700111"),
+     ("1970/01/11 09:30", "19700111"), ('""', ""), ("", None)],
+)  # fmt: skip
+def test_a_date_is_read_by_its_parts(said, date):
+    attributes = order(rule("visit.LastMenstrualDate", "PV1-44"), ORC, OBR, f"PV1|1|O{'|' * 42}{said}").attributes
+    assert attributes["LastMenstrualDate"] == date
+
+
+@pytest.mark.parametrize(
+    "said", ["1970111", "1970/111", "1970-1/11", "70/1/11", "1970/13/1", "1970-01", "1970011", "0001-01-01"]
+)
+def test_what_could_be_two_dates_is_refused(said):
+    """1970111 is the 11th of January or the 1st of November."""
+    with pytest.raises(InvalidValue) as refused:
+        order(rule("visit.LastMenstrualDate", "PV1-44"), ORC, OBR, f"PV1|1|O{'|' * 42}{said}")
+    assert (refused.value.err, refused.value.place) == ("102", "PV1^1^44")
+
+
+def test_a_deleted_code_is_not_looked_for_elsewhere():
+    text = rule("step.ScheduledProtocolCodeSequence", "OBR-44", "OBR-4")
+    assert step(text, ORC, field(OBR, 44, '""')).attributes["ScheduledProtocolCodeSequence"] == []
+
+
+def test_a_priority_without_a_table_is_read_in_either_case():
+    text = rule("order.priority", "OBR-5")
+    assert [order(text, ORC, field(OBR, 5, said)).priority for said in ("stat", "High", "x")] == [
+        "STAT", "HIGH", "ROUTINE",
+    ]  # fmt: skip
+
+
+def test_another_table_knows_its_codes_as_they_are_written():
+    text = rule("step.modality", "OBR-5", table='"t"') + '[tables.t]\nct = "MR"\nCT = "CT"\n'
+    assert [step(text, ORC, field(OBR, 5, said)).modality for said in ("ct", "CT", "Ct")] == ["MR", "CT", None]

@@ -5,6 +5,7 @@ import pytest
 from broker.config import Limits, Site
 from broker.errors import BrokerError, InvalidValue
 from broker.ris_bridge.hl7 import message, orders_in, patients_in
+from broker.ris_bridge.mapping import profile as profiles
 
 SITE = Site(patient_id_issuer="HOSP")
 PID = "PID|1||0000012345^^^HOSP^PI||YAMADA^TARO||19700101|M"
@@ -114,14 +115,17 @@ def test_each_prior_number_of_a_merge_belongs_to_the_patient_before_it():
 @pytest.mark.parametrize(
     ("fields", "sex", "birth_date"),
     [("||A^B||19700101|m", "M", "19700101"), ("||A^B||1970|X", None, None), ("||A^B||197001|U", None, None),
-     ('||A^B||""|""', "", ""), ("||A^B||197001010930|O", "O", "19700101")],
+     ("||A^B||00010101|M", "M", None), ("||A^B||00010101000000|M", "M", None), ('||A^B||""|""', "", ""), ("||A^B||197001010930|O", "O", "19700101")],
 )  # fmt: skip
 def test_what_is_no_date_and_no_sex_says_nothing(fields, sex, birth_date):
     person = patients("ADT^A08", f"PID|1||1^^^HOSP{fields}")[0].patient
     assert (person.sex, person.birth_date) == (sex, birth_date)
 
 
-@pytest.mark.parametrize("date", ["19701399", "１９７００１０１", "S35.3.14", "1960-01-01", "0"])
+@pytest.mark.parametrize(
+    "date",
+    ["19701399", "１９７００１０１", "S35.3.14", "1960-01-01", "0", "1970111", "1970 1 1", "197001111", "99991231"],
+)
 def test_a_birth_date_that_is_none_is_refused(date):
     with pytest.raises(InvalidValue) as refused:
         patients("ADT^A08", f"PID|1||1^^^HOSP||A^B||{date}|F")
@@ -373,3 +377,183 @@ def test_a_whole_examination_without_parts_and_step_id_is_refused():
     with pytest.raises(BrokerError) as refused:
         orders(WHOLE, field(OBR, 20, ""), CHILD, DETAIL, kind="OMG^O19")
     assert (refused.value.err, refused.value.place) == ("101", "OBR^1^20")
+
+
+# Several groups of one order (conformance.md 5.3)
+
+
+def group(n: int, control: str = "XO", status: str = "", at: str = "20251201085500") -> tuple[str, str]:
+    """The n-th step of the order."""
+    orc = f"ORC|{control}|P{n}^HIS|F{n}^RIS||{status}||^^^20251201093000||{at}"
+    return orc, f"OBR|1|P{n}^HIS|F{n}^RIS|CTCHEST^胸部CT^99LOCAL||||||||||||||ACC1|RP1|SPS{n}||||CT"
+
+
+def told(*groups: tuple[str, str]):
+    """Of each command: its status, whether it has begun, its minute, and its steps."""
+    made = orders(*(segment for one in groups for segment in one))
+    return [
+        (one.status, one.begun, one.at.minute, [step.sps_id for part in one.procedures for step in part.steps])
+        for one in made
+    ]
+
+
+def test_groups_that_say_the_same_are_one_command():
+    assert told(group(1), group(2)) == [("", False, 55, ["SPS1", "SPS2"])]
+
+
+@pytest.mark.parametrize(("control", "first", "second"), [("SC", "CM", "SC"), ("XO", "CA", ""), ("XO", "", "CA")])
+def test_each_group_has_a_status_of_its_own(control, first, second):
+    """What is said of one step is not said of another, and not lost."""
+    assert told(group(1, control, first), group(2, control, second)) == [
+        (first, False, 55, ["SPS1"]), (second, False, 55, ["SPS2"]),
+    ]  # fmt: skip
+
+
+def test_each_group_has_a_time_of_its_own():
+    assert told(group(1, at="20251201080000"), group(2, at="20251201083000")) == [
+        ("", False, 0, ["SPS1"]), ("", False, 30, ["SPS2"]),
+    ]  # fmt: skip
+
+
+def test_of_a_new_order_only_the_steps_that_have_begun_have():
+    assert [(begun, steps) for _, begun, _, steps in told(group(1, "NW", "IP"), group(2, "NW", "SC"))] == [
+        (True, ["SPS1"]), (False, ["SPS2"]),
+    ]  # fmt: skip
+    assert [(begun, steps) for _, begun, _, steps in told(group(1, "NW", "SC"), group(2, "NW", ""))] == [
+        (False, ["SPS1", "SPS2"])
+    ]
+
+
+def test_a_further_group_of_a_new_order_says_what_those_before_it_have_not_said():
+    """Two groups of one procedure with two times never contradict each other: they came in one message."""
+    (orc_1, obr_1), (orc_2, obr_2) = group(1, "NW", at="20251201085500"), group(2, "NW", at="20251201085700")
+    obr_2 = field(field(obr_2, 31, "^再検査"), 4, "CTABD^腹部CT^99LOCAL")
+    first, second = orders(
+        field(orc_1, 17, "D1^内科"), obr_1, "NTE|1||一", field(orc_2, 17, "D2^外科"), obr_2, "NTE|1||二"
+    )
+    assert (first.at.minute, second.at.minute) == (55, 57)
+    assert (first.attributes["RequestingService"], second.attributes["RequestingService"]) == ("内科", None)
+    (one,), (more,) = first.procedures, second.procedures
+    assert (one.code_value, more.code_value, more.description, more.code_meaning) == ("CTCHEST", None, None, None)
+    assert (one.requested_procedure_id, more.requested_procedure_id) == ("RP1", "RP1")
+    assert more.attributes["ReasonForTheRequestedProcedure"] == "再検査"
+    assert one.attributes["RequestedProcedureComments"] == "一\n二"
+    assert more.attributes["RequestedProcedureComments"] is None
+    assert more.steps[0].description == "腹部CT"
+    other = orders(orc_1, obr_1, orc_2, field(obr_2, 19, "RP2"))[1].procedures[0]
+    assert (other.code_value, other.description) == ("CTABD", "腹部CT")
+
+
+def test_the_most_urgent_group_counts_for_the_order_whatever_their_times():
+    groups = [
+        (field(orc, 7, f"^^^20251201093000^^{priority}"), obr)
+        for n, priority in ((1, "R"), (2, "S"))
+        for orc, obr in [group(n, "NW", at=f"2025120108550{n}")]
+    ]
+    assert [one.priority for one in orders(*(segment for one in groups for segment in one))] == ["STAT", None]
+
+
+def test_a_study_uid_that_the_later_group_says_is_the_procedures():
+    groups = [*group(1, "NW"), *group(2, "NW", "IP"), "ZDS|1.2.3^A^Application^DICOM"]
+    own = profiles.parse('name = "own"\nextends = "ihe-rad4-2.3.1"\n[identity]\nstudy_instance_uid = "derive"\n')
+    made = orders_in.to_commands(parsed("ORM^O01", PID, *groups), SITE, own)
+    assert [one.procedures[0].study_instance_uid for one in made] == ["1.2.3", "1.2.3"]
+
+
+def test_numbers_are_asked_for_by_each_group_at_its_time_and_without_a_contradiction():
+    (orc_1, obr_1), (orc_2, obr_2) = group(1, "SN", at="20251201085500"), group(2, "SN", at="20251201085700")
+    first, second = orders(orc_1, obr_1, orc_2, field(obr_2, 4, "CTABD^腹部CT^99LOCAL"))
+    assert (first.at.minute, second.at.minute) == (55, 57)
+    assert (first.procedures[0].code_value, second.procedures[0].code_value) == ("CTCHEST", None)
+
+
+def test_groups_of_a_procedure_with_two_study_uids_are_refused_whenever_they_were_made():
+    groups = [(*group(n, "NW", at=f"2025120108550{n}"), f"ZDS|1.2.{n}^A^Application^DICOM") for n in (1, 2)]
+    with pytest.raises(InvalidValue) as refused:
+        orders(*(segment for one in groups for segment in one))
+    assert (refused.value.err, refused.value.place) == ("102", "ORC^2^2")
+
+
+def test_the_groups_of_a_replacement_are_one_order_whatever_their_times():
+    """Else the first of them would cancel what the second orders."""
+    groups = [group(n, "RO", at=f"2025120108550{n}") for n in (1, 2)]
+    (command,) = orders("ORC|RP|P1^HIS|F1^RIS", *(segment for one in groups for segment in one))
+    assert [step.sps_id for step in command.procedures[0].steps] == ["SPS1", "SPS2"]
+    begun = [segment for n, status in ((1, "IP"), (2, "SC")) for segment in group(n, "RO", status)]
+    assert not orders("ORC|RP|P1^HIS|F1^RIS", *begun)[0].begun  # no patient has come for a step of which nobody says so
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_cancel_of_the_whole_order_is_not_narrowed_by_one_of_a_step(turned):
+    whole, part = ("ORC|CA", "OBR|1" + "|" * 17 + "ACC1"), group(1, "CA")
+    made = orders(*(segment for one in ((part, whole) if turned else (whole, part)) for segment in one))
+    assert sorted(len(one.procedures) for one in made) == [0, 1]
+
+
+# Names and codes that say nothing
+
+
+@pytest.mark.parametrize("name", ["^^^^^^L", "^", "~", "^^^^^^L~^^^^^^L^I", '""^""^^^^^L', " ^ "])
+def test_a_name_of_signs_alone_is_none(name):
+    with pytest.raises(BrokerError) as refused:
+        orders(ORC, OBR, pid=PID.replace("YAMADA^TARO", name))
+    assert (refused.value.err, refused.value.place) == ("101", "PID^1^5")
+    with pytest.raises(BrokerError):
+        patients("ADT^A08", PID.replace("YAMADA^TARO", name))
+
+
+@pytest.mark.parametrize(("said", "shown"), [("^^^", None), ('""', ""), ("^紹介^医師", "=紹介^医師"), ("", None)])
+def test_signs_alone_delete_no_name(said, shown):
+    visit = "PV1|1|I|7W^1|||||" + said
+    (command,) = orders_in.to_commands(parsed("ORM^O01", PID, visit, ORC, OBR), SITE)
+    assert command.attributes["ReferringPhysicianName"] == shown
+
+
+@pytest.mark.parametrize(("said", "shown"), [("&&", None), ('""', ""), ("T1&技師&次郎", "=技師^次郎")])
+def test_signs_alone_delete_no_technician(said, shown):
+    step = orders(ORC, field(OBR, 34, said))[0].procedures[0].steps[0]
+    assert step.attributes["ScheduledPerformingPhysicianName"] == shown
+
+
+def test_an_alternate_code_that_cannot_be_kept_gives_way_to_the_code():
+    """5.9: a JJ1017 code of 31 digits is none."""
+    dropped = "6" * 31 + "^胸部^JJ1017-32"
+    (step,) = orders(ORC, field(OBR, 4, f"CTCHEST^胸部CT^99LOCAL^{dropped}"))[0].procedures[0].steps
+    assert [one["CodeValue"] for one in step.attributes["ScheduledProtocolCodeSequence"]] == ["CTCHEST"]
+    (step,) = orders(ORC, field(field(OBR, 4, '""'), 44, "CT1^x^L"))[0].procedures[0].steps
+    assert step.attributes["ScheduledProtocolCodeSequence"] == []
+    (step,) = orders(ORC, field(OBR, 4, f"{dropped}^{dropped}"))[0].procedures[0].steps
+    assert step.attributes["ScheduledProtocolCodeSequence"] == []  # an old code would be another examination
+
+
+# Times
+
+
+@pytest.mark.parametrize(
+    "time", ["00010101000000", "00010101", "99991231235959-1200", "99990101", "00011231235959+0900"]
+)
+def test_a_time_at_the_end_of_all_times_is_none(time):
+    """.NET writes year 1 for no time at all; in UTC it lies before it."""
+    (command,) = orders(field(ORC, 9, time), OBR)
+    assert (command.at.hour, command.at.minute) == (8, 55)
+    with pytest.raises(InvalidValue) as refused:
+        orders(field(ORC, 7, f"^^^{time}"), OBR)
+    assert (refused.value.err, refused.value.place) == ("102", "ORC^1^7")
+
+
+@pytest.mark.parametrize(
+    ("said", "microsecond"),
+    [("20251201085500.1234+0900", 123_400), ("20251201085500.0001", 100), ("20251201085500.123456789", 123_456),
+     ("20251201085500", 0), ("202512010855.5", 0)],
+)  # fmt: skip
+def test_a_fraction_of_a_second_is_kept(said, microsecond):
+    """Two messages of one second have an order."""
+    (command,) = orders(field(ORC, 9, said), OBR)
+    assert (command.at.hour, command.at.minute, command.at.second, command.at.microsecond) == (8, 55, 0, microsecond)
+
+
+@pytest.mark.parametrize(("said", "priority"), [("stat", "STAT"), ("s", "STAT"), ("S", "STAT"), ("a", "HIGH"),
+                                                ("tm10", "MEDIUM"), ("prn", "ROUTINE"), ("zz", "ROUTINE")])  # fmt: skip
+def test_a_priority_is_read_in_either_case(said, priority):
+    (command,) = orders(field(ORC, 7, f"^^^20251201093000^^{said}"), OBR)
+    assert command.priority == priority

@@ -61,6 +61,35 @@ def test_the_time_is_that_of_the_event_else_of_its_record_else_of_the_message(ev
     assert command.at.astimezone(dt.timezone(dt.timedelta(hours=9))).hour == hour
 
 
+# Measures (conformance.md 5.4)
+
+
+@pytest.mark.parametrize(
+    ("obx", "said"),
+    [("X^Body weight||60.5|kg", {"PatientWeight": "60.5"}), ("29463-7^^LN||3200|g", {"PatientWeight": "3.2"}),
+     ("3141-9^x^LN||70|KG", {"PatientWeight": "70"}), ("^体重||54|kg^^UCUM", {"PatientWeight": "54"}),
+     ("L1^x^99L^29463-7^y^LN||54|kg", {"PatientWeight": "54"}), ("body WEIGHT||54.0|kg", {"PatientWeight": "54.0"}),
+     ("X^Body height||172|cm", {"PatientSize": "1.72"}), ("8302-2^^LN||1.72|m", {"PatientSize": "1.72"}),
+     ("身長||172.5|CM", {"PatientSize": "1.725"}), ("X^Height||50|cm", {"PatientSize": "0.5"})],
+)  # fmt: skip
+def test_weight_and_height_are_taken_in_the_units_that_are_known(obx, said):
+    (command,) = commands("A08", PID, f"OBX|1|NM|{obx}")
+    assert command.patient.attributes == said
+
+
+@pytest.mark.parametrize(
+    "obx",
+    ["X^Body weight||154|lb", "X^Body weight||60|", "X^Recent weight loss||5|kg", "X^Birth weight||3200|g",
+     "X^Fundal height||30|cm", "X^Body height||70|in", "X^Body height||1.72|", "X^Body height||172|m",
+     "X^Body weight||60000|kg", "X^Body weight||-60|kg", "X^Body weight||６０|kg", "X^Body weight||0|kg",
+     "X^Body weight||60|cm", "29463-70^x||60|kg", "X^Body height||172|kg", "||60|kg"],
+)  # fmt: skip
+def test_another_measure_or_unit_says_nothing(obx):
+    """A wrong weight is a wrong dose."""
+    (command,) = commands("A08", PID, f"OBX|1|NM|{obx}")
+    assert command.patient.attributes == {}
+
+
 # Visits
 
 
@@ -89,6 +118,14 @@ def test_an_arrival_for_an_order_names_its_numbers_and_one_for_several_each():
     assert (procedure.filler_number, procedure.filler_issuer) == ("F1", "RIS")
     assert (second.order.accession_number, second.order.procedures[0].placer_number) == ("", "P2")
     assert first.order.patient == first.patient
+
+
+def test_an_accession_number_gets_no_issuer_that_nobody_has_named():
+    msg = message.parse(
+        f"MSH|^~\\&|A|B|C|D|||ADT^A10|1|P|2.5.1\r{PID}\rOBR|1{'|' * 17}ACC1".encode(), Limits(), "UTF-8"
+    )
+    _, visit = patients_in.to_commands(msg, Site())
+    assert (visit.order.accession_number, visit.order.accession_issuer) == ("ACC1", "")
 
 
 def test_an_order_without_orc_is_named_by_its_obr():

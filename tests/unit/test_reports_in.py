@@ -51,6 +51,12 @@ def refusal(*segments: str) -> tuple[str, str]:
 # Whose it is
 
 
+def test_an_accession_number_gets_no_issuer_that_nobody_has_named():
+    """OBR-18 has no room for one: the service looks for the order by the number, then."""
+    (made,) = reports_in.to_commands(parsed(PID, ORC, OBR, TEXT), Site(patient_id_issuer="HOSP"))
+    assert (made.order.accession_number, made.order.accession_issuer) == ("ACC1", "")
+
+
 def test_a_report_names_its_order_by_every_number_that_it_states():
     made = report(ORC, OBR, TEXT)
     order = made.order

@@ -8,11 +8,21 @@ import json
 import pytest
 
 from broker.config import Limits, Site
-from broker.errors import BrokerError, InvalidValue, MissingField
+from broker.errors import BrokerError, DuplicateKey, InvalidValue, MissingField, Unreadable
 from broker.mwl.commands import Identifier, OrderCommand
 from broker.ris_bridge import rest_orders
 from broker.ris_bridge.hl7 import message, orders_in
-from broker.ris_bridge.http_road import Known, Reply, Request, reply_of, request_of
+from broker.ris_bridge.http_road import (
+    CHANGE,
+    PLACE_CHARACTERS_MAX,
+    Known,
+    Reply,
+    Request,
+    _bounded,
+    _in_words,
+    reply_of,
+    request_of,
+)
 from tests import roads
 
 SITE = Site(accession_issuer="RIS", patient_id_issuer="HOSP")
@@ -190,6 +200,45 @@ def test_a_jj1017_code_of_32_characters_is_split_and_a_foreign_one_refused():
 def test_what_is_no_json_object_is_refused(text):
     with pytest.raises(BrokerError):
         rest_orders.new(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [({"requested_procedures": [{}, {"reason": "a\0"}]}, "requested_procedures.1.reason"), ({"a\0": 1}, "body"),
+     ({"patient": {"name": {"b\0": 1}}}, "patient.name"), ({"x": [[{}, "\0"]]}, "x.0.1"), (["\0"], "0")],
+)  # fmt: skip
+def test_nul_is_no_character_of_a_text_and_is_refused_where_it_stands(body, place):
+    for read in (rest_orders.new, rest_orders.change, lambda text: rest_orders.body(rest_orders.Reason, text)):
+        with pytest.raises(InvalidValue, match="NUL") as refused:
+            read(json.dumps(body))
+        assert refused.value.place == place
+
+
+def test_a_reverse_solidus_before_u0000_is_no_nul():
+    assert rest_orders.new('{"requested_procedures": [{"comments": "\\\\u0000"}]}')
+
+
+def test_half_a_character_is_refused_where_it_stands():
+    with pytest.raises(Unreadable, match="line 2 column"):
+        rest_orders.new('{"accession_number":\n "\\ud800"}')
+
+
+def test_a_name_of_any_length_is_not_repeated_whole():
+    with pytest.raises(InvalidValue) as refused:
+        rest_orders.new(json.dumps({"x" * 10_000: 1}))
+    assert len(refused.value.place) == PLACE_CHARACTERS_MAX
+
+
+def test_nothing_is_found_by_a_number_with_nul():
+    keys = rest_orders.keys(b'{"accession_number": "a\\u0000b", "patient": {"id": "1"}}')
+    assert _bounded(keys) == {("patient", "1")}
+
+
+def test_a_refusal_advises_in_the_words_of_its_road():
+    told = _in_words(DuplicateKey("order", f"exists already; {CHANGE}", err="103"), "change it by PATCH")
+    assert (type(told), told.place, told.text, told.err) == (
+        DuplicateKey, "order", "exists already; change it by PATCH", "103",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"\r\n\r\n{}\r\n\r\n", '{"a": "髙"}'.encode()])

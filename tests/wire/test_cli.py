@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from broker import __version__
+from broker import __version__, config
 from tests import commands
 from tests.world import today
 
@@ -139,6 +139,19 @@ def test_settings_are_shown_with_their_source_and_secrets_masked(broker_command)
     assert rows["database_url"]["value"] == "postgresql+psycopg://***@h/db"
     assert rows["database_url"]["source"] == "BROKER_DATABASE_URL"
     assert rows["dicom.ae_title"]["source"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql+psycopg://u:secret@h/db", "postgresql+psycopg://***@h/db"),
+        ("postgresql+psycopg://h/db?user=u&password=secret", "postgresql+psycopg://h/db?user=***&password=***"),
+        ("s3://key:sec@ret@h/b?secret", "s3://***@h/b?***"), ("postgresql://u:sec?ret@h/db", "postgresql://***"),
+        ("postgresql://h/db?user=a@b&password=secret", "postgresql://***"), ("sqlite:////a/b", "sqlite:////a/b"), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_url_is_shown_without_what_may_be_secret(url, shown):
+    assert config.masked(url) == shown
 
 
 def test_serve_says_what_is_open_and_who_cannot_reach_it_and_ends_well(broker_command, tmp_path):

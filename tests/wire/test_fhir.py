@@ -11,7 +11,7 @@ import pytest
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
 from broker.model.patients import Patient
-from broker.ris_bridge import inbox
+from broker.ris_bridge import inbox, replay
 from broker.ris_bridge.fhir import resources, road
 from tests import roads
 from tests.house import House
@@ -114,7 +114,8 @@ def test_a_transaction_that_conflicts_leaves_everything_as_it_was(placed):
     bundle = roads.fhir(today())
     bundle["entry"][1]["resource"]["code"]["text"] = "頭部CT"
     refused = ask(placed, "POST", body=bundle)
-    assert (refused.status_code, outcome(refused)[0]) == (409, "conflict")
+    assert (refused.status_code, outcome(refused)) == (409, ("conflict", ["Bundle.entry[1].resource"]))
+    assert refused.json()["issue"][0]["diagnostics"].endswith("change it by PUT")
     assert placed.rows(RequestedProcedure)[0].description == "胸部CT"
 
 
@@ -218,6 +219,136 @@ def test_a_refused_request_can_be_looked_at_again(site):
     assert answer.raw.startswith(b"HTTP/1.1 201 Created")
 
 
+def again(site: House, n: int) -> str:
+    """What becomes of the n-th message when a person has it looked at once more."""
+    return replay.replay(site.rows(Message)[n].key, site.settings, actor="qc")["outcome"]
+
+
+def another() -> dict:
+    """An order of another patient."""
+    body = roads.rest(today())
+    procedure = body["requested_procedures"][0]
+    procedure |= {
+        "id": "RP2",
+        "study_instance_uid": "1.2.3.9",
+        "placer_order_number": "P2",
+        "filler_order_number": "F2",
+    }
+    procedure["steps"][0]["sps_id"] = "SPS2"
+    return {**body, "accession_number": "ACC002", "patient": {
+        "id": "2", "issuer": "HOSP", "birth_date": "1985-03-15", "sex": "F", "name": {"alphabetic": "SATO^HANAKO"}}}  # fmt: skip
+
+
+def place_another(site: House) -> None:
+    url = f"http://127.0.0.1:{site.ports['http']}/api/v1/orders"
+    headers = {"Authorization": f"Bearer {site.tokens['ris']}"}
+    assert httpx.post(url, json=another(), headers=headers, timeout=40).status_code == 201
+
+
+def statuses(site: House) -> list[str]:
+    return [row.status for row in site.rows(ScheduledStep)]
+
+
+def cancelled(key: str) -> dict:
+    return {
+        **roads.task(),
+        "status": "cancelled",
+        "basedOn": [{"reference": f"ServiceRequest/{key}"}],
+        "identifier": [],
+    }
+
+
+def put(resource: dict, url: str) -> dict:
+    bundle = roads.bundle(resource)
+    bundle["entry"][0]["request"] = {"method": "PUT", "url": url}
+    return bundle
+
+
+def test_a_key_that_named_nothing_never_reaches_what_got_it_since(site):
+    alone = {**roads.service_request(), "identifier": [roads._identifier("P7", roads.HIS, "PLAC")]}
+    early = [
+        roads.bundle(cancelled("1")),
+        put({**alone, "id": "1", "status": "revoked", "subject": {"identifier": {"value": "1"}}}, "ServiceRequest/1"),
+        put({**roads.patient(), "id": "1", "birthDate": "1999-09-09"}, "Patient/1"),
+        roads.bundle({**alone, "subject": {"reference": "Patient/1"}}),
+    ]
+    assert [ask(site, "POST", body=one).status_code for one in early] == [404] * len(early)
+    assert ask(site, "POST", body=roads.fhir(today())).status_code == 200
+    for n in range(len(early)):
+        assert again(site, n) == "refused", n
+    assert statuses(site) == ["SCHEDULED"]
+    assert [row.birth_date for row in site.rows(Patient)] == ["19700101"]
+    assert len(site.rows(ImagingOrder)) == 1
+
+
+def test_nor_a_procedure_that_its_order_got_since(placed):
+    early = range(2, 6)
+    for n in early:
+        assert ask(placed, "POST", body=roads.bundle(cancelled(f"1-{n}"))).status_code == 404
+    second = {**roads.service_request(), "orderDetail": [], "subject": {"reference": "Patient/1"}}
+    accession = roads._identifier("ACC001", roads.RIS, "ACSN")
+    second["identifier"] = [roads._identifier("P2", roads.HIS, "PLAC"), accession]
+    assert ask(placed, "POST", "/ServiceRequest", second).status_code == 201
+    (_, other) = placed.rows(RequestedProcedure)
+    assert other.pk in early
+    assert {again(placed, n) for n in range(1, len(early) + 1)} == {"refused"}
+    assert statuses(placed) == ["SCHEDULED", "SCHEDULED"]
+
+
+def test_but_an_identifier_that_named_nothing_finds_the_order_that_has_it(site):
+    late = {**cancelled(""), "status": "accepted"}
+    late["basedOn"] = [{"identifier": {"system": roads.HIS, "value": "P1"}}]
+    assert ask(site, "POST", body=roads.bundle(late)).status_code == 404
+    assert ask(site, "POST", body=roads.fhir(today())).status_code == 200
+    assert again(site, 0) == "applied"
+    assert site.rows(Message)[0].order_pk == 1
+
+
+def test_nothing_of_another_patient_is_taken_for_the_patients(placed):
+    place_another(placed)
+    sato = {"resourceType": "Patient", "id": "2", "identifier": [{"system": roads.HOSP, "value": "2"}],
+            "name": [{"family": "SATO", "given": ["HANAKO"]}], "birthDate": "1985-03-15", "gender": "female"}  # fmt: skip
+    both = {**sato, "id": "1", "identifier": [*roads.patient()["identifier"], *sato["identifier"]]}
+    asked = ask(placed, "GET", "/ServiceRequest/1").json()
+    theirs = {"reference": "Patient/2"}
+    for body, status in (
+        (put(sato, "Patient/1"), 422), (put({**sato, "id": "1"}, "Patient/1"), 409), (put(both, "Patient/1"), 409),
+        (put(sato, f"Patient?identifier={roads.HOSP}|0000012345"), 422),
+        (put({**asked, "subject": theirs, "status": "revoked"}, "ServiceRequest/1"), 409),
+        (roads.bundle({**cancelled("1"), "for": theirs}), 409),
+        (roads.bundle({**roads.appointment(), **cancelled("1"), "resourceType": "Appointment",
+                       "participant": [{"actor": theirs}]}), 409),
+    ):  # fmt: skip
+        refused = ask(placed, "POST", body=body)
+        assert refused.status_code == status, refused.text
+    assert statuses(placed) == ["SCHEDULED", "SCHEDULED"]
+    assert [(row.birth_date, row.sex) for row in placed.rows(Patient)] == [("19700101", "M"), ("19850315", "F")]
+    assert ask(placed, "POST", body=put(sato, "Patient/2")).status_code == 200
+
+
+def test_a_condition_does_not_answer_with_another_patients_order(placed):
+    other = {**roads.patient(), "identifier": [{"system": roads.HOSP, "value": "77"}]}
+    bundle = roads.bundle(other, {**roads.service_request(), "requisition": None}, roads.appointment())
+    bundle["entry"][1]["request"]["ifNoneExist"] = f"identifier={roads.HIS}|P1"
+    refused = ask(placed, "POST", body=bundle)
+    assert (refused.status_code, outcome(refused)) == (412, ("conflict", ["Bundle.entry[1].resource.subject"]))
+    alone = {**roads.service_request(), "contained": [{**other, "id": "p"}], "subject": {"reference": "#p"}}
+    del alone["encounter"], alone["requester"]
+    refused = ask(placed, "POST", "/ServiceRequest", alone, If_None_Exist="identifier=P1")
+    assert (refused.status_code, outcome(refused)) == (412, ("conflict", ["ServiceRequest.subject"]))
+    assert len(placed.rows(ImagingOrder)) == len(placed.rows(Patient)) == 1
+
+
+def test_an_answer_of_many_steps_reads_each_of_them_once(site, monkeypatch):
+    read: list[int] = []
+    whole = resources.steps
+    monkeypatch.setattr(resources, "steps", lambda *of: read.append(1) or whole(*of))
+    tasks = [{**roads.task(), "identifier": [{"value": f"S{n}"}]} for n in range(20)]
+    entries = ask(site, "POST", body=roads.bundle(roads.patient(), roads.service_request(), *tasks)).json()["entry"]
+    assert len({one["response"]["location"] for one in entries}) == 22
+    assert len(read) < 5
+
+
 # Out
 
 
@@ -279,6 +410,11 @@ ERRORS: list[tuple[str, str, bytes | None, str | None, int]] = [
         ("GET", "/Observation/1", None, "ehr", 422), ("DELETE", "/Patient/1", None, "ris", 405),
         ("GET", "/nowhere/at/all", None, "ris", 404), ("POST", "", b"{}", "ehr", 403), ("POST", "", b"{}", None, 401),
         ("POST", "", b"<Bundle/>", "ris", 400), ("POST", "", b"\xff", "ris", 400), ("POST", "", b"[" * 99_999, "ris", 400),
+        ("POST", "", b'{"resourceType": "Bundle", "type": "transaction", "entry": [{"resource": {"resourceType": {}}, '
+                     b'"request": {"method": "POST", "url": "Patient"}}]}', "ris", 422),
+        ("POST", "/ServiceRequest", b'{"resourceType": "ServiceRequest", "identifier": [{"value": "a\\u0000b"}]}', "ris", 422),
+        ("POST", "", b'{"resourceType": "Bundle", "\\u0000": 1}', "ris", 422),
+        ("POST", "", b'{"resourceType": "Bundle", "id": "\\ud800"}', "ris", 400),
         ("POST", "", b'{"resourceType": "Patient"}', "ris", 422), ("POST", "", b'{"resourceType": 1}', "ris", 400),
         ("POST", "/ServiceRequest", b'{"resourceType": "Patient"}', "ris", 422),
         ("PUT", "/ServiceRequest/1", b'{"resourceType": "ServiceRequest", "id": "2"}', "ris", 422),
@@ -289,6 +425,15 @@ ERRORS: list[tuple[str, str, bytes | None, str | None, int]] = [
 def test_every_error_is_an_operation_outcome(site):
     for method, path, body, role, status in ERRORS:
         assert ask(site, method, path, body, role=role).status_code == status, (method, path, body)
+    assert {row.state for row in site.rows(Message)} == {"REJECTED"}
+
+
+def test_nul_is_refused_where_it_stands_and_the_rest_is_found_in_the_journal(site):
+    bundle = roads.fhir(today())
+    bundle["entry"][1]["resource"]["contained"][0]["comment"] = ["a", "b\0"]
+    refused = ask(site, "POST", body=bundle)
+    assert (refused.status_code, outcome(refused)[1]) == (422, ["Bundle.entry[1].resource.contained[0].comment[1]"])
+    assert ("accession", "ACC001") in {(one.kind, one.value) for one in site.rows(MessageKey)}
 
 
 def test_xml_is_not_taken_and_sixteen_mebibytes_are(site):

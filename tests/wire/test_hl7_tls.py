@@ -178,12 +178,18 @@ def test_handshakes_that_never_end_give_way_to_a_real_client(papers, secured):
 
 def test_the_foreign_client_of_openssl_sends_a_message(papers, secured):
     server, heard = secured
-    ran = subprocess.run(
-        ["openssl", "s_client", "-quiet", "-verify_quiet", "-connect", f"127.0.0.1:{server.tls_port}",
-         "-CAfile", papers["ours.pem"], "-cert", papers["ris.pem"], "-key", papers["ris.key"]],
-        input=b"\x0bMSH|\x1c\x0d", capture_output=True, timeout=60, check=False,
-    )  # fmt: skip
-    assert heard == ["127.0.0.1 ris|ris.hosp.example"], ran
+    command = [
+        "openssl", "s_client", "-quiet", "-verify_quiet", "-connect", f"127.0.0.1:{server.tls_port}",
+        "-CAfile", papers["ours.pem"], "-cert", papers["ris.pem"], "-key", papers["ris.key"],
+    ]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as client:
+        try:
+            client.stdin.write(b"\x0bMSH|\x1c\x0d")
+            client.stdin.flush()
+            assert client.stdout.read(len(SAYS) + 3) == b"\x0b" + SAYS + b"\x1c\x0d"
+        finally:
+            client.kill()
+    assert heard == ["127.0.0.1 ris|ris.hosp.example"]
 
 
 @pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tls_ca"])
@@ -220,3 +226,15 @@ def test_a_sender_is_known_by_its_certificate(broker, papers):
     other.close()
     by_name.close()
     assert {row.peer for row in broker.rows(Message, state="APPLIED")} == {"127.0.0.1 ris|ris.hosp.example"}
+
+
+def test_the_port_without_tls_may_be_off(papers):
+    settings = config.Settings(hl7={"port": "off"})
+    with pytest.raises(ConfigError, match="is off"), running(settings):
+        pass
+    papers.settle(settings)
+    settings.hl7.port = "off"
+    with running(settings) as (server, heard):
+        assert server.port == 0
+        assert say(server.tls_port, papers.client()) == SAYS
+        assert len(heard) == 1

@@ -375,12 +375,19 @@ def test_a_message_that_failed_by_our_fault_is_tried_again(broker, monkeypatch):
 
 
 def test_a_refusal_for_the_content_is_final(broker):
-    ris, change = broker.ris(), omi(order(), "XO")
-    refused = ris.send(change)
+    ris, wrong = broker.ris(), omi(order()).replace(b"|19700101|", b"|19701332|")
+    refused = ris.send(wrong)
     assert code_of(refused) == "AE"
+    assert ris.send(wrong) == refused
+    assert [row.state for row in broker.rows(Message)] == ["REJECTED"]
+
+
+def test_a_cancel_that_overtook_its_order_is_taken_when_it_comes_again(broker):
+    ris, cancel = broker.ris(), omi(order(), "CA")
+    assert b"|204^" in ris.send(cancel)
     broker.place(order())
-    assert ris.send(change) == refused
-    assert [row.state for row in broker.rows(Message)] == ["REJECTED", "APPLIED"]
+    assert code_of(ris.send(cancel)) == "AA"
+    assert [row.status for row in broker.rows(ScheduledStep)] == ["CANCELED"]
 
 
 # Acknowledgements (conformance.md 5.5)
@@ -498,6 +505,15 @@ def test_each_message_of_a_batch_is_taken_by_itself_and_all_are_answered_in_one(
     assert eventually(lambda: all(row.answer_sent for row in broker.rows(Message)))
     assert re.findall(rb"\rMSA[^\r]+", ris.send(raw)) == re.findall(rb"\rMSA[^\r]+", answer), "the same again"
     assert len(broker.rows(Message)) == 3
+
+
+def test_a_batch_that_begins_with_an_answer_waits_for_nobody(broker):
+    """Nobody answers an answer, and the messages behind it do not wait for its turn."""
+    broker.settings.limits.database_wait_seconds_max = 2
+    said = omi(order()).split(b"\r")[0].replace(b"OMI^O23^OMI_O23", b"ACK^O23^ACK") + b"\rMSA|AA|X\r"
+    answer = broker.ris().send(batch_of(said, omi(order("ACC001")), count=2))
+    assert [line.split(b"|")[1] for line in answer.split(b"\r") if line.startswith(b"MSA")] == [b"AA"]
+    assert [row.accession_number for row in broker.rows(ImagingOrder)] == ["ACC001"]
 
 
 def test_a_batch_over_its_limit_is_refused_before_anything_of_it_is_taken(broker):

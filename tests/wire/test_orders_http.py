@@ -1,18 +1,21 @@
 """Orders over REST on real sockets: once, in the journal, and told the same twice."""
 
 import copy
+import dataclasses
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
 
 from broker import clock
+from broker.errors import Unreadable
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
 from broker.model.patients import Patient
 from broker.model.work import AuditEvent
-from broker.ris_bridge import inbox, rest_road
+from broker.ris_bridge import http_road, inbox, replay, rest_orders, rest_road
 from tests import roads
 from tests.house import House, eventually
 from tests.world import today
@@ -62,6 +65,9 @@ def test_a_conflict_names_the_field_and_changes_nothing(broker):
     assert refused.status_code == 409
     assert refused.headers["content-type"] == "application/problem+json"
     assert "modality" in refused.json()["detail"]
+    assert "PATCH" in refused.json()["detail"]
+    assert "XO" not in refused.json()["detail"]
+    assert "SPS001" not in refused.text
     assert broker.rows(ScheduledStep)[0].modality == "CT"
 
 
@@ -203,6 +209,8 @@ def test_only_who_may_places_orders(broker, role, status):
 NO_ORDER: list[tuple[dict[str, str], bytes, int]] = [
     ({"Content_Type": "application/xml"}, b"<x/>", 415), ({"Idempotency_Key": "x" * 256}, b"{}", 422),
     ({}, b"\xff", 400), ({}, b"", 400), ({}, b"[]", 422), ({}, b"[" * 100_000, 400), ({}, b'{"a": "\\u0000"}', 422),
+    ({}, b'{"accession_number": "a\\u0000b", "patient": {"id": "\\u0000"}}', 422), ({}, b'{"a\\u0000": 1}', 422),
+    ({}, b'{"accession_number": "\\ud800"}', 400),
     ({}, b" " * (1024 * 1024 + 1), 413),
 ]  # fmt: skip
 
@@ -213,16 +221,55 @@ def test_what_is_no_order_is_refused_in_time(broker):
         assert answer.status_code == status, answer.text
         assert answer.headers["content-type"] == "application/problem+json"
     assert not broker.rows(ImagingOrder)
+    assert {row.state for row in broker.rows(Message)} == {"REJECTED"}
 
 
-def test_a_refused_request_can_be_looked_at_again(broker):
-    ask(broker, "POST", "/1/cancel", {}, Idempotency_Key="K1")
+def again(broker: House, n: int) -> str:
+    """What becomes of the n-th message when a person has it looked at once more."""
+    return replay.replay(broker.rows(Message)[n].key, broker.settings, actor="qc")["outcome"]
+
+
+def test_a_refused_request_can_be_looked_at_again(broker, monkeypatch):
+    monkeypatch.setattr(broker.settings.site, "missing_accession_number", "reject")
+    assert ask(broker, "POST", body=order(accession_number=None)).status_code == 422
+    monkeypatch.setattr(broker.settings.site, "missing_accession_number", "generate")
+    assert again(broker, 0) == "applied"
+    assert ask(broker, "PATCH", "/1", {"accession_number": "ACC9"}).status_code == 422
+    assert again(broker, 1) == "refused"
+    monkeypatch.setattr(rest_orders, "changed", lambda body, known, steps, site: known.command("XO"))
+    assert again(broker, 1) == "applied", "the order was there when it came"
+
+
+@pytest.mark.parametrize(("method", "path"), [("POST", "/1/cancel"), ("POST", "/1/hold"), ("PATCH", "/1")])
+def test_a_key_that_named_no_order_never_reaches_the_one_that_got_it_since(broker, method, path):
+    ask(broker, method, path, {"priority": "LOW"} if method == "PATCH" else {})
+    before = broker.rows(Message)[0]
     ask(broker, "POST", body=order())
-    (refused, _) = broker.rows(Message)
-    answer = inbox.take(*rest_road.again(refused, broker.settings), again=True)
-    assert answer.raw.startswith(b"HTTP/1.1 200 OK")
-    assert broker.rows(ScheduledStep)[0].status == "CANCELED"
-    assert [row.state for row in broker.rows(Message)] == ["APPLIED", "APPLIED"]
+    assert again(broker, 0) == "refused"
+    assert (broker.rows(ScheduledStep)[0].status, broker.rows(ImagingOrder)[0].priority) == ("SCHEDULED", "STAT")
+    after = broker.rows(Message)[0]
+    assert (after.state, after.answer, after.error_text) == ("REJECTED", before.answer, before.error_text)
+
+
+def test_what_is_long_in_reading_holds_nobody_up(broker):
+    begun, done = threading.Event(), threading.Event()
+
+    def slowly(received: inbox.Received) -> inbox.Read:
+        begun.set()
+        assert done.wait(30)
+        raise Unreadable("body", "is no JSON")
+
+    raw = http_road.Request("POST", rest_road.ORDERS).raw()
+    received = inbox.Received(raw, "rest", "", broker.settings, "ris", "K1", "digest", "POST order")
+    reading = threading.Thread(target=inbox.take, args=(received, dataclasses.replace(rest_road.ROAD, read=slowly)))
+    reading.start()
+    try:
+        assert begun.wait(30)
+        assert ask(broker, "POST", body=order()).status_code == 201
+    finally:
+        done.set()
+        reading.join()
+    assert [row.state for row in broker.rows(Message)] == ["APPLIED", "REJECTED"]
 
 
 def test_missing_identifiers_are_made(broker):

@@ -11,17 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DataError, OperationalError
 from sqlmodel import SQLModel, select
 
 from broker import clock, config, db, site
 from broker.archive import status
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, ScheduledStep
+from broker.model.patients import Patient
 from broker.model.site import Intake
-from broker.ris_bridge import inbox, journal, poll_client, polling, replay
+from broker.ris_bridge import inbox, intakes, journal, poll_client, polling, replay, rest_road
 from broker.ris_bridge.poll_client import NoAnswer
 from broker.sim.ris import omi
+from tests import roads
 from tests.house import eventually
 from tests.world import SATO, YAMADA, order
 
@@ -175,6 +177,20 @@ def test_the_token_is_sent_and_read_anew_each_time(poll, ris, tmp_path):
     assert len(ris.asked) == 2
 
 
+def test_the_token_goes_nowhere_where_others_could_read_it(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("token")
+    with pytest.raises(NoAnswer, match="not https"):
+        poll_client.ask("http://ris.invalid/", "", str(secret), config.Limits())
+
+
+def test_a_name_that_leads_to_a_link_local_address_is_not_asked(ris, monkeypatch):
+    monkeypatch.setattr(intakes, "is_link_local", lambda host: host == "127.0.0.1")
+    with pytest.raises(NoAnswer, match="link-local"):
+        poll_client.ask(ris.url, "", "", config.Limits())
+    assert ris.asked == []
+
+
 def test_what_is_refused_is_in_the_journal_and_holds_nobody_up(poll, ris):
     ris.items = [
         {**body("ACC001"), "patient": {}}, 17, {"hl7": "no HL7"}, {"hl7_base64": "%"}, {"hl7_base64": ""},
@@ -187,6 +203,83 @@ def test_what_is_refused_is_in_the_journal_and_holds_nobody_up(poll, ris):
     assert poll.intake.cursor == "7"
     (found, *_), _ = db.read(journal.find, journal.Wanted(accession="ACC002"), limit=5, looked_at=100)
     assert replay.replay(found.key, poll.settings, actor="meyer")["outcome"] == "refused"
+
+
+def test_an_item_says_how_an_order_is_now(poll, ris):
+    """A later one changes it, also back to what it was; one with the control CA cancels it."""
+
+    def at(hour: int) -> dict:
+        made = body("ACC001")
+        made["requested_procedures"][0]["steps"][0]["scheduled_start"] = f"2025-12-01T{hour:02}:30:00"
+        return made
+
+    def step() -> tuple[str, str]:
+        (found,) = rows(ScheduledStep)
+        return found.start_time, found.status
+
+    poll.add(ris.url)
+    for hour in (9, 15, 9):
+        ris.items += [at(hour), at(hour)]
+        poll.work()
+        assert step() == (f"{hour:02}3000", "SCHEDULED")
+    ris.items += [{"control": "CA", "accession_number": "ACC001", "accession_issuer": "RIS"}, at(9) | {"control": "XX"}]
+    poll.work()
+    assert step() == ("093000", "SCHEDULED")
+    ris.items += [at(9) | {"control": "CA"}, at(9) | {"control": "CA"}]
+    poll.work()
+    assert step() == ("093000", "CANCELED")
+    assert [(one.error_code, one.error_place) for one in rows(Message) if one.state == "REJECTED"] == [
+        ("101", "patient.id"), ("103", "control"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["髙橋^一郎", "山﨑^①", "髙^髙橋山髙"])
+@pytest.mark.parametrize("declared", ["~ISO IR87", "EUC-JP", "CP932", "UNICODE UTF-8"])
+def test_a_name_in_text_is_written_as_its_sender_would_have(poll, ris, name, declared):
+    """In vendor rows too, as over MLLP."""
+    text = roads.omi().decode().replace("山田^太郎", name).replace("UNICODE UTF-8", declared)
+    ris.items = [{"hl7": text}]
+    poll.add(ris.url)
+    poll.work()
+    (message,) = rows(Message)
+    assert (message.state, message.error_text) == ("APPLIED", "")
+    assert f"={name}=" in rows(Patient)[0].name
+    assert "?" not in db.read(journal.message, 1, settings=poll.settings, language="ja", now=clock.now())["raw"]
+
+
+@pytest.mark.parametrize("name", ["AB\ud800CD^X", "A\x00B^X"])
+def test_a_text_that_is_none_is_refused_and_nothing_stands_in_for_a_character(poll, ris, name):
+    page = {"items": [{"hl7": roads.omi().decode().replace("山田^太郎", name)}], "next": "1"}
+    ris.next_answers = [text_of(json.dumps(page).encode())]
+    poll.add(ris.url)
+    poll.work()
+    assert [(message.state, b"?" in message.raw) for message in rows(Message)] == [("REJECTED", False)]
+    assert (rows(Patient), poll.intake.cursor) == ([], "1")
+
+
+def test_an_item_that_nobody_foresaw_is_told_and_holds_nobody_up(poll, ris, monkeypatch):
+    take = rest_road.take
+
+    def stumble(request: object, **kwargs: object) -> object:
+        if b"ACC001" in request.body:
+            raise DataError("", {}, Exception("no text"))
+        return take(request, **kwargs)
+
+    monkeypatch.setattr(rest_road, "take", stumble)
+    ris.items = [body("ACC001"), body("ACC002"), body("ACC003")]
+    poll.add(ris.url)
+    poll.work()
+    assert (numbers(), poll.intake.cursor) == (["ACC002", "ACC003"], "3")
+    assert poll.intake.last_error == "an item could not be processed, see the broker's log"
+    poll.work()
+    assert poll.intake.last_error == ""
+
+
+def test_a_number_with_a_null_character_is_refused_like_any_other(poll, ris):
+    ris.items = [body("a\x00b"), body("ACC002")]
+    poll.add(ris.url)
+    poll.work()
+    assert (numbers(), poll.intake.cursor) == (["ACC002"], "2")
 
 
 def status_of(code: int, **headers: str) -> Answer:

@@ -3,14 +3,18 @@ never demanded)."""
 
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-import pydantic_core
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker.errors import InvalidValue, Unreadable
+from broker.ris_bridge import http_road
 
 M = TypeVar("M", bound="Element")
+T = TypeVar("T")
+ITEMS_MAX = 100  # of each list inside a resource
+LOOKED_AT_MAX = 10_000  # elements of a body, for what the journal finds it by
 TEXT = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
 DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
 DATE = rf"{DAY}|[0-9]{{4}}(-[0-9]{{2}})?"
@@ -20,6 +24,7 @@ Text = Annotated[str, Field(min_length=1, max_length=16_384, pattern=TEXT)]
 Uri = Annotated[str, Field(min_length=1, max_length=1_024, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
 Date = Annotated[str, Field(pattern=f"^({DATE})$")]
 Time = Annotated[str, Field(pattern=f"^({TIME})$")]
+Items = Annotated[list[T], Field(max_length=ITEMS_MAX)]
 
 
 class Element(BaseModel):
@@ -33,7 +38,7 @@ class Coding(Element):
 
 
 class Concept(Element):
-    coding: list[Coding] = []
+    coding: Items[Coding] = []
     text: Text | None = None
 
 
@@ -44,10 +49,20 @@ class Period(Element):
 
 class Identifier(Element):
     use: Text | None = None
-    type: Concept = Concept()
+    type: Concept | None = None
     system: Uri | None = None
     value: Text | None = None
     assigner: "Reference | None" = None
+
+    @property
+    def codings(self) -> list[Coding]:
+        """Of its type."""
+        return self.type.coding if self.type else []
+
+    @property
+    def words(self) -> str | None:
+        """Of its type."""
+        return self.type.text if self.type else None
 
 
 class Reference(Element):
@@ -63,13 +78,13 @@ class Extension(Element):
 
 
 class HumanName(Element):
-    extension: list[Extension] = []
+    extension: Items[Extension] = []
     use: Text | None = None
     text: Text | None = None
     family: Text | None = None
-    given: list[Text] = []
-    prefix: list[Text] = []
-    suffix: list[Text] = []
+    given: Items[Text] = []
+    prefix: Items[Text] = []
+    suffix: Items[Text] = []
 
 
 class Note(Element):
@@ -89,21 +104,21 @@ class Contained(Element):
 
     resourceType: Text
     id: Text | None = None
-    identifier: list[Identifier] = []
-    name: list[HumanName] | Text | None = None
-    deviceName: list[DeviceName] = []
-    location: list[Place] = []
+    identifier: Items[Identifier] = []
+    name: Items[HumanName] | Text | None = None
+    deviceName: Items[DeviceName] = []
+    location: Items[Place] = []
 
 
 class Resource(Element):
     resourceType: Text
     id: Text | None = None
-    contained: list[dict[str, Any]] = []
-    identifier: list[Identifier] = []
+    contained: Items[dict[str, Any]] = []
+    identifier: Items[Identifier] = []
 
 
 class Patient(Resource):
-    name: list[HumanName] = []
+    name: Items[HumanName] = []
     birthDate: Date | None = None
     gender: Literal["male", "female", "other", "unknown"] | None = None
 
@@ -114,20 +129,20 @@ class ServiceRequest(Resource):
     intent: Text
     doNotPerform: bool = False
     priority: Literal["routine", "urgent", "asap", "stat"] | None = None
-    category: list[Concept] = []
+    category: Items[Concept] = []
     code: Concept | None = None
-    orderDetail: list[Concept] = []
+    orderDetail: Items[Concept] = []
     subject: Reference
     encounter: Reference | None = None
     occurrenceDateTime: Time | None = None
-    occurrencePeriod: Period = Period()
+    occurrencePeriod: Period | None = None
     authoredOn: Time | None = None
     requester: Reference | None = None
-    performer: list[Reference] = []
-    locationReference: list[Reference] = []
-    reasonCode: list[Concept] = []
-    bodySite: list[Concept] = []
-    note: list[Note] = []
+    performer: Items[Reference] = []
+    locationReference: Items[Reference] = []
+    reasonCode: Items[Concept] = []
+    bodySite: Items[Concept] = []
+    note: Items[Note] = []
 
 
 class Participant(Element):
@@ -136,26 +151,27 @@ class Participant(Element):
 
 class Appointment(Resource):
     status: Text
-    basedOn: list[Reference] = []
-    supportingInformation: list[Reference] = []
+    basedOn: Items[Reference] = []
+    supportingInformation: Items[Reference] = []
     start: Time | None = None
     description: Text | None = None
-    participant: list[Participant] = []
+    participant: Items[Participant] = []
 
 
 class Restriction(Element):
-    period: Period = Period()
+    period: Period | None = None
 
 
 class Task(Resource):
     status: Text
-    basedOn: list[Reference] = []
+    basedOn: Items[Reference] = []
     focus: Reference | None = None
+    of: Reference | None = Field(default=None, alias="for")
     code: Concept | None = None
     description: Text | None = None
     owner: Reference | None = None
     location: Reference | None = None
-    restriction: Restriction = Restriction()
+    restriction: Restriction | None = None
 
 
 class HttpRequest(Element):
@@ -183,10 +199,7 @@ KINDS: dict[str, type[Resource]] = {
 
 def json_of(text: str) -> dict[str, Any]:
     """Raises Unreadable."""
-    try:
-        found = pydantic_core.from_json(text, allow_inf_nan=False)
-    except ValueError:
-        raise Unreadable("", "the body is no JSON") from None
+    found = http_road.json_of(text, "")
     if not isinstance(found, dict) or not isinstance(found.get("resourceType"), str):
         raise Unreadable("resourceType", "the body is no FHIR resource")
     return found
@@ -206,25 +219,25 @@ TYPED = {"PLAC": "placer", "FILL": "filler", "ACSN": "accession"}
 UNTYPED = {"Patient": "patient", "ServiceRequest": "placer", "Appointment": "appointment"}
 
 
-def keys(raw: bytes) -> list[tuple[str, str]]:
+def keys(found: Any) -> Iterator[tuple[str, str]]:
     """What a body names that may be no resource, for the journal."""
-    try:
-        return list(_keys(pydantic_core.from_json(raw), ""))
-    except ValueError:
-        return []
-
-
-def _keys(found: Any, kind: str) -> Iterator[tuple[str, str]]:
-    for one in found if isinstance(found, list) else [found]:
-        if not isinstance(one, dict):
-            continue
-        kind = str(one.get("resourceType", kind))
+    for one, kind in islice(_elements(found, ""), LOOKED_AT_MAX):
         value = one.get("value")
         if isinstance(value, str) and kind:
             yield from _key(one, value.removeprefix("urn:oid:"), kind)
+
+
+def _elements(found: Any, above: str) -> Iterator[tuple[dict[str, Any], str]]:
+    """Those that may be identifiers, and in what resource."""
+    for one in found if isinstance(found, list) else [found]:
+        if not isinstance(one, dict):
+            continue
+        said = one.get("resourceType")
+        kind = said if isinstance(said, str) else above
+        yield one, kind
         for name in ("entry", "resource", "contained", "identifier"):
-            yield from _keys(one.get(name), kind)
-        yield from _keys(one.get("subject"), "Patient")
+            yield from _elements(one.get(name), kind)
+        yield from _elements(one.get("subject"), "Patient")
 
 
 def _key(identifier: dict[str, Any], value: str, kind: str) -> Iterator[tuple[str, str]]:

@@ -6,13 +6,14 @@ where there are neither, the request itself says when, where and on what. What i
 
 import datetime as dt
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from broker import ids
 from broker.config import Site
-from broker.errors import InvalidValue, MissingField, UnknownKey
+from broker.errors import DuplicateKey, InvalidValue, MissingField, UnknownKey
 from broker.mwl.commands import (
     Identifier,
     OrderCommand,
@@ -36,9 +37,10 @@ ORDERS = ("order", "original-order", "reflex-order", "filler-order", "instance-o
 
 @dataclass(frozen=True)
 class Procedure:
-    """A requested procedure that is known. steps: their SPS IDs. slots: the appointment numbers of these, with issuer.
-    held: one of them is on hold."""
+    """A requested procedure that is known. key: of its ServiceRequest. steps: their SPS IDs. slots: the appointment
+    numbers of these, with issuer. held: one of them is on hold."""
 
+    key: str
     order: http_road.Known
     requested_procedure_id: str
     study_instance_uid: str
@@ -48,12 +50,13 @@ class Procedure:
 
 
 class Server(Protocol):
-    """What is here already."""
+    """What is here already. patient, procedure: by a key of ours; the leading identifier of a patient. owner: the key
+    of the patient whose identifier it is. procedures: by an identifier with its system, None = any."""
 
     def patient(self, key: str) -> Identifier | None: ...
-    def knows(self, identifier: Identifier) -> bool: ...
+    def owner(self, identifier: Identifier) -> str | None: ...
     def procedure(self, key: str) -> Procedure | None: ...
-    def procedures(self, kind: str, value: str, issuer: str | None) -> list[str]: ...
+    def procedures(self, value: str, system: str | None) -> list[Procedure]: ...
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,18 @@ class Item:
     match: str = ""
 
 
+def _unbounded() -> None:
+    """A budget of processor time without a limit."""
+
+
 @dataclass(frozen=True)
 class Reader:
     items: Sequence[Item]
     site: Site
     systems: Mapping[str, str]
     server: Server
+    in_budget: Callable[[], None] = _unbounded
+    _persons: dict[int, PersonCommand] = field(default_factory=dict)
 
     # References
 
@@ -86,13 +95,34 @@ class Reader:
         """The entry that a reference names, by its fullUrl, its key or an identifier."""
         if reference is None:
             return None
-        for item, resource in self.all_of(kind):
-            if reference.reference:
-                if reference.reference in (item.url, f"{kind.__name__}/{item.key}" if item.key else ""):
-                    return item
-            elif reference.identifier and any(_same(reference.identifier, one) for one in resource.identifier):
-                return item
-        return None
+        if reference.reference:
+            return self._named.get((kind, reference.reference))
+        one = reference.identifier
+        return self._named.get((kind, one.system, one.value)) if one and one.value else None
+
+    @cached_property
+    def _named(self) -> dict[tuple[Any, ...], Item]:
+        """The first of each name."""
+        found: dict[tuple[Any, ...], Item] = {}
+        for item in self.items:
+            kind = type(item.resource)
+            for name in (item.url, f"{kind.__name__}/{item.key}" if item.key else ""):
+                found.setdefault((kind, name), item)
+            for one in item.resource.identifier:
+                found.setdefault((kind, one.system, one.value), item)
+        return found
+
+    @cached_property
+    def _based(self) -> dict[int, list[Item]]:
+        """The Tasks and Appointments of each ServiceRequest that came with them, by the identity of its item."""
+        found: dict[int, list[Item]] = {}
+        for item in self.items:
+            self.in_budget()
+            if isinstance(item.resource, Task | Appointment):
+                above = (self.item(one, ServiceRequest) for one in based_on(item.resource))
+                for one in {id(request) for request in above if request}:
+                    found.setdefault(one, []).append(item)
+        return found
 
     def _contained(self, reference: Reference | None, resource: Resource, path: str) -> Contained | None:
         if reference is None or not (reference.reference or "").startswith("#"):
@@ -104,9 +134,17 @@ class Reader:
 
     # Patients
 
+    def person_of(self, item: Item) -> PersonCommand:
+        """Read once, however many refer to it."""
+        if id(item) not in self._persons:
+            self.in_budget()
+            assert isinstance(item.resource, Patient)
+            self._persons[id(item)] = self.person(item.resource, item.path)
+        return self._persons[id(item)]
+
     def person(self, patient: Patient, path: str) -> PersonCommand:
         said = [
-            (one, values.identified(one, self.systems, self._issuer(one), f"{path}.identifier[{n}]"))
+            (one, self.identified(one, f"{path}.identifier[{n}]"))
             for n, one in enumerate(patient.identifier)
             if one.value and one.use != "old"
         ]
@@ -133,31 +171,79 @@ class Reader:
             romanised=name.romaji_derived,
         )
 
+    def identified(self, one: elements.Identifier, path: str) -> Identifier:
+        return values.identified(one, self.systems, self._issuer(one), path)
+
     def _issuer(self, one: elements.Identifier) -> str:
         """The site's issuer is that of its own patient numbers only."""
         return self.site.patient_id_issuer if (values.kind(one) or "PI") in PERSONAL else ""
 
     def subject(self, request: ServiceRequest, path: str) -> PersonCommand:
         """Whose order it is: a Patient that came with it, or one that is known here."""
-        reference, where = request.subject, f"{path}.subject"
-        if item := self.item(reference, Patient):
-            assert isinstance(item.resource, Patient)
-            return self.person(item.resource, item.path)
-        for n, one in enumerate(request.contained):
-            if reference.reference and reference.reference == f"#{one.get('id')}":
+        said, where = request.subject, f"{path}.subject"
+        if not (said.reference or said.identifier):
+            raise MissingField(where, "names no patient")
+        person = self.patient(said, request, path, where)
+        came = self.item(said, Patient) or (said.reference or "").startswith("#")
+        if person is None or not (came or any(self.server.owner(one) for one in person.identifiers)):
+            raise UnknownKey(where, "no such patient is known here; send the Patient with it")
+        return person
+
+    def patient(self, said: Reference, resource: Resource, path: str, where: str) -> PersonCommand | None:
+        """Whom a reference names; None where nobody here can know.
+
+        Raises UnknownKey for a key that nobody has, DuplicateKey where reference and identifier name two."""
+        if _kind(said, resource) not in ("Patient", ""):
+            return None
+        person = self._referred(said, resource, path, where)
+        if said.identifier is None or not said.identifier.value:
+            return person
+        named = PersonCommand((self.identified(said.identifier, f"{where}.identifier"),))
+        if person and not self.same(person, named):
+            raise DuplicateKey(where, "its reference and its identifier name two patients")
+        return person or named
+
+    def _referred(self, said: Reference, resource: Resource, path: str, where: str) -> PersonCommand | None:
+        if item := self.item(said, Patient):
+            return self.person_of(item)
+        for n, one in enumerate(resource.contained):
+            if said.reference and said.reference == f"#{one.get('id')}":
                 inside = f"{path}.contained[{n}]"
                 return self.person(elements.read(Patient, one, inside), inside)
-        if reference.reference:
-            kind, _, key = reference.reference.partition("/")
-            known = self.server.patient(key) if kind == "Patient" else None
-        else:
-            if reference.identifier is None:
-                raise MissingField(where, "names no patient")
-            wanted = values.identified(reference.identifier, self.systems, self._issuer(reference.identifier), where)
-            known = wanted if self.server.knows(wanted) else None
+        kind, _, key = (said.reference or "").partition("/")  # relative, so ours
+        if kind != "Patient":
+            return None
+        known = self.server.patient(key)
         if known is None:
             raise UnknownKey(where, "no such patient is known here; send the Patient with it")
         return PersonCommand((known,))
+
+    def same(self, one: PersonCommand, other: PersonCommand) -> bool:
+        """By the leading identifiers alone: a family may share the others."""
+        first, second = one.identifiers[0], other.identifiers[0]
+        if _number(first) in map(_number, other.identifiers) or _number(second) in map(_number, one.identifiers):
+            return True
+        owner = self.server.owner(first)
+        return owner is not None and owner == self.server.owner(second)
+
+    def check_patient(self, person: PersonCommand, items: Sequence[Item]) -> None:
+        """Tasks and Appointments may name the patient as well. Raises DuplicateKey where it is not the order's."""
+        for item in items:
+            for said, where in self._patients(item):
+                other = self.patient(said, item.resource, item.path, where)
+                if other and not self.same(person, other):
+                    raise DuplicateKey(where, "is another patient than the order's")
+
+    def _patients(self, item: Item) -> Iterator[tuple[Reference, str]]:
+        resource = item.resource
+        if isinstance(resource, Task) and resource.of:
+            yield resource.of, f"{item.path}.for"
+        for n, one in enumerate(resource.participant if isinstance(resource, Appointment) else ()):
+            if one.actor and self._is_patient(one.actor, resource):
+                yield one.actor, f"{item.path}.participant[{n}].actor"
+
+    def _is_patient(self, actor: Reference, resource: Resource) -> bool:
+        return _kind(actor, resource) == "Patient" or self.item(actor, Patient) is not None
 
     # Requests
 
@@ -220,7 +306,7 @@ class Reader:
         typed = next(((n, one) for n, one in said if values.kind(one) == kind), None)
         if typed or kind != "PLAC":
             return typed
-        return next(((n, one) for n, one in said if not (one.type.coding or one.type.text)), None)
+        return next(((n, one) for n, one in said if not (one.codings or one.words)), None)
 
     def _typed(self, request: ServiceRequest, path: str, kind: str, keyword: str, default: str = "") -> tuple[str, str]:
         found = self._identifier(request, kind)
@@ -235,7 +321,7 @@ class Reader:
 
     def _procedure_id(self, request: ServiceRequest, path: str) -> str:
         for n, one in enumerate(request.identifier):
-            if one.type.text == PROCEDURE_ID:
+            if one.words == PROCEDURE_ID:
                 return values.number(one, "RequestedProcedureID", f"{path}.identifier[{n}]")
         return ""
 
@@ -279,21 +365,19 @@ class Reader:
     def steps(self, item: Item, request: ServiceRequest) -> list[tuple[StepCommand, list[Item]]]:
         """With the Tasks and Appointments that each was read from: what they say goes before what the request says."""
         whole = self._of_request(request, item.path)
-        tasks = [one for one, task in self.all_of(Task) if self._about(item, based_on(task))]
-        made = [(_over(whole, self.task(one)), [one]) for one in tasks]
-        for slot, appointment in self.all_of(Appointment):
-            if not self._about(item, appointment.basedOn):
+        based = self._based.get(id(item), [])
+        made = [(_over(whole, self.task(one)), [one]) for one in based if isinstance(one.resource, Task)]
+        for slot in based:
+            self.in_budget()
+            if not isinstance(slot.resource, Appointment):
                 continue
             own = self.slot(slot)
-            n = self._joined(appointment, own, made)
+            n = self._joined(slot.resource, own, made)
             if n is None:
                 made.append((_over(whole, own), [slot]))
             else:
                 made[n] = (_over(made[n][0], own), [*made[n][1], slot])
         return made or [(whole, [])]
-
-    def _about(self, item: Item, references: Iterable[Reference]) -> bool:
-        return any(self.item(one, ServiceRequest) is item for one in references)
 
     def _joined(
         self, appointment: Appointment, own: StepCommand, made: Sequence[tuple[StepCommand, list[Item]]]
@@ -308,7 +392,8 @@ class Reader:
 
     def _of_request(self, request: ServiceRequest, path: str) -> StepCommand:
         """Codes as with HL7: of the order's detail, else of the order."""
-        start = request.occurrenceDateTime or request.occurrencePeriod.start
+        period = request.occurrencePeriod or elements.Period()
+        start = request.occurrenceDateTime or period.start
         at = values.moment(start, self.site, f"{path}.occurrence")
         details = values.codes(request.orderDetail, self.systems, f"{path}.orderDetail")
         sites = values.codes(request.bodySite, self.systems, f"{path}.bodySite")
@@ -333,7 +418,8 @@ class Reader:
         assert isinstance(task, Task)
         codes = values.codes([task.code] if task.code else [], self.systems, f"{path}.code")
         words = task.description or (values.words(task.code) if codes else None)
-        at = values.moment(task.restriction.period.start, self.site, f"{path}.restriction.period.start")
+        period = (task.restriction and task.restriction.period) or elements.Period()
+        at = values.moment(period.start, self.site, f"{path}.restriction.period.start")
         step = StepCommand(
             sps_id=self._step_id(item, untyped=True),
             modality=modality_of(codes),
@@ -359,7 +445,9 @@ class Reader:
         actors = [
             (one.actor, f"{path}.participant[{n}].actor")
             for n, one in enumerate(appointment.participant)
-            if one.actor and _kind(one.actor, appointment) not in ("Patient", "RelatedPerson")
+            if one.actor
+            and not self._is_patient(one.actor, appointment)
+            and _kind(one.actor, appointment) != "RelatedPerson"
         ]
         places = [one for one in actors if _kind(one[0], appointment) == "Location"]
         return self._where(step, appointment, path, [one for one in actors if one not in places], places)
@@ -372,13 +460,13 @@ class Reader:
 
     def _step_id(self, item: Item, *, untyped: bool) -> str:
         for n, one in enumerate(item.resource.identifier):
-            if one.type.text == STEP_ID or (untyped and one.value and not (one.type.coding or one.type.text)):
+            if one.words == STEP_ID or (untyped and one.value and not (one.codings or one.words)):
                 return values.number(one, "ScheduledProcedureStepID", f"{item.path}.identifier[{n}]")
         return ""
 
     def _slot_number(self, item: Item) -> tuple[str, str]:
         """As of a schedule message: the filler's number before the placer's."""
-        said = [(n, one) for n, one in enumerate(item.resource.identifier) if one.value and one.type.text != STEP_ID]
+        said = [(n, one) for n, one in enumerate(item.resource.identifier) if one.value and one.words != STEP_ID]
         for kind in ("FILL", "PLAC", ""):
             for n, one in said:
                 if values.kind(one) == kind:
@@ -439,8 +527,8 @@ def _kind(reference: Reference, resource: Resource) -> str:
     return "Device" if reference.identifier and reference.identifier.system == AE_TITLE else ""
 
 
-def _same(a: elements.Identifier, b: elements.Identifier) -> bool:
-    return bool(a.value) and (a.system, a.value) == (b.system, b.value)
+def _number(one: Identifier) -> tuple[str, str]:
+    return one.value, one.issuer
 
 
 def _present(name: str, value: Any) -> dict[str, Any]:
@@ -451,8 +539,8 @@ def _qualifiers(entity: list[dict[str, str]] | None) -> dict[str, Any]:
     return _present("IssuerOfPatientIDQualifiersSequence", entity)
 
 
-def based_on(task: Task) -> list[Reference]:
-    return [*task.basedOn, *([task.focus] if task.focus else [])]
+def based_on(resource: Task | Appointment) -> list[Reference]:
+    return [*resource.basedOn, *([resource.focus] if isinstance(resource, Task) and resource.focus else [])]
 
 
 def _over(below: StepCommand, said: StepCommand) -> StepCommand:

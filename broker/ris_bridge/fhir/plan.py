@@ -8,7 +8,7 @@ from itertools import zip_longest
 from urllib.parse import unquote
 
 from broker.config import Site
-from broker.errors import InvalidValue, MissingField, UnknownKey
+from broker.errors import DuplicateKey, InvalidValue, MissingField, UnknownKey
 from broker.mwl.commands import (
     PRIORITIES,
     Command,
@@ -16,6 +16,7 @@ from broker.mwl.commands import (
     Identifier,
     OrderCommand,
     PatientCommand,
+    PersonCommand,
     ProcedureCommand,
     StepCommand,
     VisitCommand,
@@ -44,7 +45,7 @@ class Answered:
     there already."""
 
     kind: str
-    patient: Identifier | None = None
+    who: tuple[Identifier, ...] = ()
     command: int = 0
     procedure: ProcedureCommand | None = None
     step: StepCommand | None = None
@@ -69,19 +70,21 @@ def plan(reader: Reader) -> Plan:
     orders = _orders(requests, reader.site)
     made.commands = [*updates, *orders]
     for one in requests:
+        reader.in_budget()
         at = next(n for n, order in enumerate(orders, start=len(updates)) if one.procedure in order.procedures)
         answers[id(one.item)] = Answered("ServiceRequest", command=at, procedure=one.procedure, key=one.key)
         for step, items in zip_longest(one.procedure.steps, one.items):
             for item in items or ():
-                answers[id(item)] = Answered(type(item.resource).__name__, None, at, one.procedure, step, one.key)
+                answers[id(item)] = Answered(type(item.resource).__name__, (), at, one.procedure, step, one.key)
         made.commands += one.after
     for kind in (Task, Appointment):
         for item, _ in reader.all_of(kind):
             if id(item) not in answers:
+                reader.in_budget()
                 at = len(made.commands)
                 procedure, commands = _of_known(reader, item)
                 made.commands += commands
-                answers[id(item)] = Answered(kind.__name__, None, at, procedure, procedure.steps[0])
+                answers[id(item)] = Answered(kind.__name__, (), at, procedure, procedure.steps[0])
     made.answers = [answers[id(item)] for item in reader.items]
     return made
 
@@ -106,20 +109,47 @@ class Ordered:
 def _updates(reader: Reader, answers: dict[int, Answered]) -> list[PatientCommand]:
     """A Patient that is a request's subject creates or completes the record, as an order's does; a PUT changes it."""
     made = []
+    subjects = {id(reader.item(one.subject, Patient)) for _, one in reader.all_of(ServiceRequest)}
     for item, patient in reader.all_of(Patient):
-        _only_identifier(item)
-        person = reader.person(patient, item.path)
+        person = reader.person_of(item)
+        if item.query:
+            person = _led_by(person, _in_condition(reader, item, patient))
         if item.key:
-            known = reader.server.patient(item.key)
-            if known is None:
-                raise UnknownKey(item.path, "no such patient")
-            person = replace(person, identifiers=(known, *(one for one in person.identifiers if one != known)))
-        is_subject = any(reader.item(one.subject, Patient) is item for _, one in reader.all_of(ServiceRequest))
-        is_known = any(reader.server.knows(one) for one in person.identifiers[:1])
-        if item.method == "PUT" or not (is_subject or (item.query and is_known)):
+            person = _led_by(person, _of_record(reader, item, person))
+        is_known = item.query and reader.server.owner(person.identifiers[0])
+        if item.method == "PUT" or not (id(item) in subjects or is_known):
             made.append(PatientCommand("update", person, cause="FHIR"))
-        answers[id(item)] = Answered("Patient", patient=person.identifiers[0])
+        answers[id(item)] = Answered("Patient", person.identifiers)
     return made
+
+
+def _led_by(person: PersonCommand, leading: Identifier) -> PersonCommand:
+    """The leading identifier alone names whose record it is."""
+    return replace(person, identifiers=(leading, *(one for one in person.identifiers if one != leading)))
+
+
+def _in_condition(reader: Reader, item: Item, patient: Patient) -> Identifier:
+    """What a condition asks for must be the resource's own: else it would be about one and change another."""
+    value, system = _only_identifier(item)
+    person = reader.person_of(item)
+    for n, one in enumerate(patient.identifier):
+        if one.value == value and system in (None, one.system or ""):
+            known = reader.identified(one, f"{item.path}.identifier[{n}]")
+            if known in person.identifiers:
+                return known
+    raise InvalidValue(item.path, "the condition is none of the resource's identifiers")
+
+
+def _of_record(reader: Reader, item: Item, person: PersonCommand) -> Identifier:
+    """Of the resource's identifiers the first that is the record's; none may be another record's."""
+    record = reader.server.patient(item.key)
+    if record is None:
+        raise UnknownKey(item.path, "no such patient")
+    owners = {one: reader.server.owner(one) for one in person.identifiers}
+    mine = reader.server.owner(record)
+    if set(owners.values()) - {None} != {mine}:
+        raise DuplicateKey(f"{item.path}.identifier", "are not those of the patient whom the url names")
+    return next(one for one, owner in owners.items() if owner == mine)
 
 
 def _only_identifier(item: Item) -> tuple[str, str | None]:
@@ -135,16 +165,19 @@ def _only_identifier(item: Item) -> tuple[str, str | None]:
 
 def _requests(reader: Reader, made: Plan, answers: dict[int, Answered]) -> Iterator[Ordered]:
     for item, request in reader.all_of(ServiceRequest):
+        reader.in_budget()
         if item.query:
             value, system = _only_identifier(item)
-            here = reader.server.procedures("ServiceRequest", value, system)
+            here = reader.server.procedures(value, system)
             if len(here) > 1:
                 raise http_road.Stale(item.path, "the condition names several")
+            if here and not reader.same(here[0].order.person, reader.subject(request, item.path)):
+                raise http_road.Stale(f"{item.path}.subject", "the condition names an order of another patient")
             if here:  # and so is what came with it: it may have moved on since
-                answers[id(item)] = Answered("ServiceRequest", key=here[0])
+                answers[id(item)] = Answered("ServiceRequest", key=here[0].key)
                 for step, items in reader.steps(item, request):
                     for one in items:
-                        answers[id(one)] = Answered(type(one.resource).__name__, step=step, key=here[0])
+                        answers[id(one)] = Answered(type(one.resource).__name__, step=step, key=here[0].key)
                 continue
         if item.key:
             if item.match:
@@ -161,14 +194,16 @@ def _new_request(reader: Reader, item: Item, request: ServiceRequest) -> Ordered
             f"{item.path}.status", "is no order that can be placed; send it when it is active", err="103"
         )
     steps = reader.steps(item, request)
+    person = reader.subject(request, item.path)
     order = replace(
         reader.order(request, item.path, tuple(step for step, _ in steps)),
         control=controls[0],
-        patient=reader.subject(request, item.path),
+        patient=person,
         begun=any(one.resource.status in HERE for _, items in steps for one in items),  # type: ignore[attr-defined]
         policies=http_road.policies(reader.site),
     )
     items = tuple(items for _, items in steps)
+    reader.check_patient(person, [one for group in items for one in group])
     if controls[0] == "CA":
         return Ordered(item, replace(order, procedures=(replace(order.procedures[0], steps=()),)), items)
     for one in (one for group in items for one in group):
@@ -188,7 +223,9 @@ def _known_request(reader: Reader, item: Item, request: ServiceRequest) -> Order
     controls = KNOWN.get(request.status)
     if controls is None:
         raise InvalidValue(f"{item.path}.status", "an order does not go back to a draft", err="103")
+    person = reader.subject(request, item.path)
     steps = reader.steps(item, request)
+    reader.check_patient(known.order.person, [one for _, items in steps for one in items])
     if not steps[0][1]:
         whole = steps[0][0]
         if len(known.steps) == 1:
@@ -203,7 +240,7 @@ def _known_request(reader: Reader, item: Item, request: ServiceRequest) -> Order
         raise InvalidValue(f"{item.path}.identifier", "the accession number cannot be changed")
     mine = replace(
         order, accession_number=known.order.accession_number, accession_issuer=known.order.accession_issuer,
-        patient=reader.subject(request, item.path), procedures=(procedure,), at=None,
+        patient=person, procedures=(procedure,), at=None,
     )  # fmt: skip
     if controls[0] != "XO":
         status = "CM" if request.status == "completed" else ""
@@ -301,6 +338,7 @@ def _of_known(reader: Reader, item: Item) -> tuple[ProcedureCommand, list[Comman
     known = next(filter(None, (_named(reader, one, path) for one in references)), None)
     if known is None:
         raise UnknownKey(f"{path}.basedOn", "names no ServiceRequest that is known here or came with it")
+    reader.check_patient(known.order.person, [item])
     if not own.sps_id and len(known.steps) == 1:
         own = replace(own, sps_id=known.steps[0])
     procedure = ProcedureCommand(
@@ -319,14 +357,16 @@ def _of_known(reader: Reader, item: Item) -> tuple[ProcedureCommand, list[Comman
     return procedure, commands
 
 
-def _named(reader: Reader, reference: Reference, path: str) -> Procedure | None:
-    kind, _, key = (reference.reference or "").rpartition("/")
-    if kind.endswith("ServiceRequest"):
-        return reader.server.procedure(key)
-    if reference.identifier and reference.identifier.value:
-        one = reference.identifier
-        here = reader.server.procedures("ServiceRequest", one.value or "", one.system)
-        if len(here) > 1:
-            raise http_road.Stale(path, "the identifier names several")
-        return reader.server.procedure(here[0]) if here else None
-    return None
+def _named(reader: Reader, said: Reference, path: str) -> Procedure | None:
+    """By a key of ours, which is relative, or by an identifier. What another server names by its URL is not ours."""
+    kind, _, key = (said.reference or "").partition("/")
+    known = reader.server.procedure(key) if kind == "ServiceRequest" else None
+    one = said.identifier
+    if one is None or not one.value or (known is None and kind == "ServiceRequest"):
+        return known
+    here = reader.server.procedures(one.value, one.system)
+    if len(here) > 1:
+        raise http_road.Stale(path, "the identifier names several")
+    if known and [procedure.key for procedure in here] != [known.key]:
+        raise DuplicateKey(f"{path}.basedOn", "its reference and its identifier name two requests")
+    return known or next(iter(here), None)

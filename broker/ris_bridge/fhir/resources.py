@@ -12,7 +12,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
 
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, col, func, or_, select
 
 from broker import __version__, clock, ids
 from broker.archive import status
@@ -120,10 +120,8 @@ def find_request(session: Session, key: str) -> tuple[ImagingOrder, RequestedPro
     order = session.get(ImagingOrder, int(match[1])) if match else None
     if match is None or order is None:
         return None
-    rows = procedures(session, order.key)
-    wanted = int(match[2]) if match[2] else None
-    found = next((row for row in rows if row.key == (wanted or rows[0].key)), None)
-    return (order, found) if found and request_key(rows, found) == key else None
+    found = session.get(RequestedProcedure, int(match[2]) if match[2] else _first(session, order.key))
+    return (order, found) if found and found.order_pk == order.key and key_of(session, found) == key else None
 
 
 def procedures(session: Session, order_pk: int) -> Sequence[RequestedProcedure]:
@@ -136,12 +134,14 @@ def steps(session: Session, procedure: RequestedProcedure) -> Sequence[Scheduled
     return session.exec(query.order_by(col(ScheduledStep.pk))).all()
 
 
-def request_key(rows: Sequence[RequestedProcedure], row: RequestedProcedure) -> str:
-    return str(row.order_pk) if row.key == rows[0].key else f"{row.order_pk}-{row.key}"
-
-
 def key_of(session: Session, row: RequestedProcedure) -> str:
-    return request_key(procedures(session, row.order_pk), row)
+    return str(row.order_pk) if row.key == _first(session, row.order_pk) else f"{row.order_pk}-{row.key}"
+
+
+def _first(session: Session, order_pk: int) -> int | None:
+    """The procedure that has its order's key."""
+    first = select(func.min(col(RequestedProcedure.pk))).where(RequestedProcedure.order_pk == order_pk)
+    return session.exec(first).one()
 
 
 def requests(session: Session, value: str, issuer: str | None, *, is_uid: bool, limit: int) -> list[RequestedProcedure]:

@@ -1,8 +1,10 @@
 """FHIR requests on their way into the inbox: a transaction, a ServiceRequest, its update (conformance.md 6)."""
 
+import datetime as dt
+import functools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlmodel import Session
@@ -11,11 +13,12 @@ from broker import db
 from broker.config import Settings
 from broker.errors import BrokerError, InvalidValue, TooMany, UnknownKey, Unsupported
 from broker.model.messages import Message
-from broker.model.orders import RequestedProcedure, ScheduledStep
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
 from broker.mwl import identity
 from broker.mwl.commands import Identifier, ProcedureCommand, StepCommand
 from broker.ris_bridge import http_road
+from broker.ris_bridge.budget import budget
 from broker.ris_bridge.effects import Cause, Done
 from broker.ris_bridge.fhir import elements, resources
 from broker.ris_bridge.fhir.elements import KINDS, Bundle
@@ -27,6 +30,7 @@ from broker.ris_bridge.inbox import Answer, Read, Received, Road
 
 PROTOCOL = "fhir"
 BASE = "/fhir"
+CHANGE = "change it by PUT"
 PATH = re.compile(BASE + r"(?:/(ServiceRequest)(?:/([A-Za-z0-9.-]{1,64}))?)?")
 URL = re.compile(r"([A-Za-z]+)(?:/([A-Za-z0-9.-]{1,64}))?(?:\?(.*))?")
 NUMBERS = ("requested_procedure_id", "study_instance_uid", "placer_number", "filler_number")
@@ -38,21 +42,27 @@ def take(request: Request, *, sender: str, peer: str, key: str, settings: Settin
 
 
 def again(row: Message, settings: Settings) -> tuple[Received, Road]:
-    return http_road.again(row, ROAD, settings)
+    """Keys are ours: one that named nothing then must not reach what got it since."""
+    road = replace(ROAD, read=functools.partial(_read, before=row.received_at))
+    return http_road.again(row, road, settings)
 
 
-def _read(received: Received) -> Read:
+def _read(received: Received, before: dt.datetime | None = None) -> Read:
     request = http_road.request_of(received.raw)
     settings = received.settings
     names = Names(settings)
+    in_budget = budget(settings.limits.fhir_parse_seconds_max)
+    found = _found(request.body)
 
     def build() -> Asked:
         match = PATH.fullmatch(request.path)
         if match is None:
             raise Unsupported("", "is no path that takes orders")
-        found = elements.json_of(http_road.text(request.body))
-        items = _one(found, request, match[2] or "") if match[1] else _all(found, settings)
-        made = plan(Reader(items, settings.site, names.systems, Known(names)))
+        if isinstance(found, BrokerError):
+            raise found
+        _check_text(found, request.body, in_budget)
+        items = _one(found, request, match[2] or "") if match[1] else _all(found, settings, in_budget)
+        made = plan(Reader(items, settings.site, names.systems, Known(names, in_budget, before), in_budget))
 
         def tell(session: Session, done: Sequence[Done], cause: Cause) -> Reply:
             answer = Answers(session, made, done, cause, names)
@@ -64,7 +74,23 @@ def _read(received: Received) -> Read:
 
         return Asked(tuple(made.commands), tell, check)
 
-    return http_road.read(received, build, elements.keys(request.body), _refusal)
+    said = () if isinstance(found, BrokerError) else elements.keys(found)
+    return http_road.read(received, build, said, _refusal, CHANGE)
+
+
+def _found(body: bytes) -> Resource | BrokerError:
+    try:
+        return elements.json_of(http_road.text(body))
+    except BrokerError as error:
+        return error
+
+
+def _check_text(found: Resource, body: bytes, in_budget: Callable[[], None]) -> None:
+    in_budget()
+    if b"\\u0000" in body and (where := http_road.nul(found, in_budget)) is not None:
+        path = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in where)
+        place = f"{found['resourceType']}{path}"[: http_road.PLACE_CHARACTERS_MAX]
+        raise InvalidValue(place, "holds NUL, which is no character of a text")
 
 
 def _one(found: Resource, request: Request, key: str) -> list[Item]:
@@ -86,19 +112,21 @@ def _query(text: str) -> str:
     return text.rpartition("?")[2].strip()
 
 
-def _all(found: Resource, settings: Settings) -> list[Item]:
+def _all(found: Resource, settings: Settings, in_budget: Callable[[], None]) -> list[Item]:
     """All or nothing: no batch, and no resource that the broker would have to leave aside."""
+    entries, entries_max = found.get("entry"), settings.limits.fhir_entries_max
+    if isinstance(entries, list) and len(entries) > entries_max:
+        raise TooMany("Bundle.entry", f"at most {entries_max} in one transaction")
     bundle = elements.read(Bundle, found, "Bundle")
     if found["resourceType"] != "Bundle" or bundle.type != "transaction":
         raise InvalidValue("Bundle.type", "only transactions are taken here", err="103")
-    if len(bundle.entry) > settings.limits.fhir_entries_max:
-        raise TooMany("Bundle.entry", f"at most {settings.limits.fhir_entries_max} in one transaction")
     items = []
     for n, entry in enumerate(bundle.entry):
+        in_budget()
         path = f"Bundle.entry[{n}]"
         kind = entry.resource.get("resourceType")
         url = URL.fullmatch(entry.request.url)
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise InvalidValue(f"{path}.resource", f"is none of {', '.join(KINDS)}, which a transaction may hold")
         if url is None or url[1] != kind:
             raise InvalidValue(f"{path}.request.url", "does not name the type of the resource")
@@ -108,6 +136,8 @@ def _all(found: Resource, settings: Settings) -> list[Item]:
         if method == "PUT" and not url[2] and (kind == "ServiceRequest" or not url[3]):
             raise InvalidValue(f"{path}.request.url", "a PUT names the resource by its id")
         read = elements.read(KINDS[kind], entry.resource, f"{path}.resource")
+        if url[2] and read.id != url[2]:
+            raise InvalidValue(f"{path}.resource.id", "is not the id in the request's url")
         query = url[3] or _query(entry.request.ifNoneExist or "")
         items.append(
             Item(
@@ -122,52 +152,65 @@ def _all(found: Resource, settings: Settings) -> list[Item]:
 
 @dataclass(frozen=True)
 class Known:
-    """Looked up before the transaction: keys and identifiers of what exists do not change."""
+    """Looked up before the transaction: keys and identifiers of what exists do not change. before: when the request
+    came, where it is looked at once more: what was made since has got its key since."""
 
     names: Names
+    in_budget: Callable[[], None]
+    before: dt.datetime | None = None
 
     def patient(self, key: str) -> Identifier | None:
-        return db.read(_leading, int(key)) if re.fullmatch(r"\d{1,18}", key) else None
+        self.in_budget()
+        return db.read(_leading, int(key), self.before) if re.fullmatch(r"\d{1,18}", key) else None
 
-    def knows(self, identifier: Identifier) -> bool:
-        return db.read(identity.find, identifier.value, identifier.issuer) is not None
+    def owner(self, identifier: Identifier) -> str | None:
+        self.in_budget()
+        return db.read(_owner, identifier)
 
     def procedure(self, key: str) -> Procedure | None:
-        return db.read(_procedure, key)
+        self.in_budget()
+        return db.read(_procedure, key, self.before)
 
-    def procedures(self, kind: str, value: str, system: str | None) -> list[str]:
+    def procedures(self, value: str, system: str | None) -> list[Procedure]:
+        self.in_budget()
         return db.read(_procedures, value, system, self.names)
 
 
-def _leading(session: Session, pk: int) -> Identifier | None:
-    if session.get(Patient, pk) is None:
+def _leading(session: Session, pk: int, before: dt.datetime | None) -> Identifier | None:
+    row = session.get(Patient, pk)
+    if row is None or (before and row.created_at > before):
         return None
-    row = identity.identifiers(session, identity.survivor(session, pk).key)[0]
-    return Identifier(row.value, row.issuer, row.type)
+    return identity.leading(session, identity.survivor(session, pk).key)
 
 
-def _procedure(session: Session, key: str) -> Procedure | None:
+def _owner(session: Session, one: Identifier) -> str | None:
+    found = identity.find(session, one.value, one.issuer)
+    return str(found.key) if found else None
+
+
+def _procedure(session: Session, key: str, before: dt.datetime | None = None) -> Procedure | None:
     found = resources.find_request(session, key)
-    if found is None:
+    if found is None or (before and found[1].created_at > before):
         return None
     order, row = found
-    known = http_road.known(session, order.key)
-    assert known is not None
+    known = http_road.known(session, order.key, before)
+    if known is None:
+        return None
     own = resources.steps(session, row)
     return Procedure(
-        known, row.requested_procedure_id, row.study_instance_uid, tuple(step.sps_id for step in own),
+        key, known, row.requested_procedure_id, row.study_instance_uid, tuple(step.sps_id for step in own),
         tuple((step.appointment_number, step.appointment_issuer) for step in own if step.appointment_number),
         any(step.status == "ON_HOLD" for step in own),
     )  # fmt: skip
 
 
-def _procedures(session: Session, value: str, system: str | None, names: Names) -> list[str]:
+def _procedures(session: Session, value: str, system: str | None, names: Names) -> list[Procedure]:
     is_uid = system == resources.values.UID
     issuer = None if system is None else names.issuer(system)
-    found = resources.requests(
+    rows = resources.requests(
         session, value.removeprefix("urn:oid:") if is_uid else value, issuer, is_uid=is_uid, limit=2
     )
-    return [resources.key_of(session, row) for row in found]
+    return [one for row in rows if (one := _procedure(session, resources.key_of(session, row)))]
 
 
 def _check(session: Session, key: str, wanted: str, names: Names) -> None:
@@ -188,7 +231,12 @@ class Answers:
     def __init__(self, session: Session, made: Plan, done: Sequence[Done], cause: Cause, names: Names) -> None:
         self._session, self._plan, self._done, self._cause, self._names = session, made, done, cause, names
         self._procedures: dict[int, RequestedProcedure] = {}
+        self._chosen: set[int] = set()  # their keys
         self._taken: set[tuple[str, int]] = set()
+        # Read once: an answer of 500 entries about one order would read all of it 500 times.
+        self._of_order: dict[int, Sequence[RequestedProcedure]] = {}
+        self._of_procedure: dict[int, Sequence[ScheduledStep]] = {}
+        self._orders: dict[int, ImagingOrder] = {}
 
     def bundle(self) -> Reply:
         entries = [{"response": self._response(*self._row(one))} for one in self._plan.answers]
@@ -221,9 +269,11 @@ class Answers:
 
     def _row(self, answered: Answered) -> tuple[Kind, str, Any]:
         """What an entry became: its type, key and row; of a Task that ended with its order, no row."""
-        if answered.patient:
-            person = identity.find(self._session, answered.patient.value, answered.patient.issuer)
-            assert person is not None
+        if answered.who:
+            found = (identity.find(self._session, one.value, one.issuer) for one in answered.who)
+            person = next(filter(None, found), None)
+            if person is None:
+                raise UnknownKey("Patient", "nobody here has its identifiers, and no order came with it")
             return "Patient", str(person.key), person
         procedure = self._procedure(answered)
         if answered.kind == "ServiceRequest":
@@ -236,19 +286,24 @@ class Answers:
         if answered.key and (found := resources.find_request(self._session, answered.key)):
             return found[1]
         order_pk = self._done[answered.command].order_pk
-        assert order_pk is not None
-        assert answered.procedure is not None
+        if order_pk is None or answered.procedure is None:
+            raise UnknownKey("ServiceRequest", "has become no order")
         if id(answered.procedure) not in self._procedures:
-            rows = resources.procedures(self._session, order_pk)
+            if order_pk not in self._of_order:
+                self._of_order[order_pk] = resources.procedures(self._session, order_pk)
+                self._orders[order_pk] = self._session.get_one(ImagingOrder, order_pk)
+            rows = self._of_order[order_pk]
             same = [row for row in rows if _fits(row, answered.procedure)] or rows
-            others = [row.key for row in self._procedures.values()]
-            free = [row for row in same if self._is_new(row) and row.key not in others]
-            self._procedures[id(answered.procedure)] = (free or same)[0]
+            free = [row for row in same if self._is_new(row) and row.key not in self._chosen]
+            self._procedures[id(answered.procedure)] = chosen = (free or same)[0]
+            self._chosen.add(chosen.key)
         return self._procedures[id(answered.procedure)]
 
     def _step(self, procedure: RequestedProcedure, answered: Answered, kind: Kind) -> ScheduledStep | None:
         wanted = answered.step
-        rows = resources.steps(self._session, procedure)
+        if procedure.key not in self._of_procedure:
+            self._of_procedure[procedure.key] = resources.steps(self._session, procedure)
+        rows = self._of_procedure[procedure.key]
         if wanted is None:
             return rows[0] if len(rows) == 1 else None
         free = [row for row in rows if (kind, row.key) not in self._taken]

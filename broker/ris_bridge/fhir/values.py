@@ -42,7 +42,7 @@ def table(lines: Iterable[str]) -> dict[str, str]:
 
 def kind(one: Identifier) -> str:
     """Its code of table 0203, empty where it has none."""
-    return next((c.code or "" for c in one.type.coding if (c.system or V2_0203).endswith("v2-0203")), "")
+    return next((c.code or "" for c in one.codings if (c.system or V2_0203).endswith("v2-0203")), "")
 
 
 def issuer(one: Identifier, systems: Mapping[str, str], default: str = "") -> str:

@@ -168,9 +168,11 @@ def _euc(data: bytes) -> tuple[str, bool]:
 
 
 def _in_cp932(row: int, cell: int) -> str:
+    """Empty where that cell has no character: half of a pair must not become a delimiter."""
     lead = (row - 1) // 2 + (0x81 if row < 63 else 0xC1)
     trail = cell + (0x9E if row % 2 == 0 else 0x3F if cell < 64 else 0x40)
-    return bytes((lead, trail)).decode("cp932", "ignore")
+    text = bytes((lead, trail)).decode("cp932", "ignore")
+    return "" if text.isascii() else text
 
 
 VENDOR_CHARACTERS = {

@@ -38,8 +38,8 @@ class Connection:
 
 
 class MllpServer:
-    """handle(message, peer, turn) runs in a thread and gives the reply; None = close without one. tls_port: 0 where
-    there is none."""
+    """handle(message, peer, turn) runs in a thread and gives the reply; None = close without one. port, tls_port: 0
+    where there is none."""
 
     def __init__(self, settings: Settings, handle: Handle) -> None:
         self.settings, self.limits, self._handle = settings, settings.limits, handle
@@ -57,9 +57,12 @@ class MllpServer:
     async def start(self) -> None:
         hl7 = self.settings.hl7
         try:
-            self.port = self._listen("hl7.port", hl7.port, None)
+            if isinstance(hl7.port, int):
+                self.port = self._listen("hl7.port", hl7.port, None)
             if hl7.tls_port is not None:
                 self.tls_port = self._listen("hl7.tls_port", hl7.tls_port, tls_context(hl7))
+            if not self._doors:
+                raise ConfigError("hl7.port", "is off, and there is no hl7.tls_port: nobody could send anything")
         except ConfigError:
             await self.stop()
             raise

@@ -7,6 +7,7 @@ from broker.errors import BrokerError
 from broker.mwl.commands import Command, OrderCommand, Outcome
 from broker.ris_bridge.hl7 import charset, message
 from broker.ris_bridge.hl7.message import Header, Message
+from broker.ris_bridge.hl7.values import NULL
 
 KINDS = {"ORM^O01": "ORR^O02", "OMI^O23": "ORI^O24", "OMG^O19": "ORG^O20"}
 ASKING = ("SN", "SS")  # ORC-1 that wants more than an acknowledgement
@@ -61,7 +62,8 @@ def _numbers(outcome: Outcome | None, fields: list[str], delimiters: str) -> lis
             _entity(outcome.placer_number, outcome.placer_issuer, delimiters),
             _entity(outcome.filler_number, outcome.filler_issuer, delimiters),
         )
-    return [own or given for own, given in zip(fields[2:4], assigned, strict=True)]
+    stated = (own.split(delimiters[1])[0].strip() not in ("", NULL) for own in fields[2:4])
+    return [own if said else given or own for own, given, said in zip(fields[2:4], assigned, stated, strict=True)]
 
 
 def _entity(number: str, issuer: str, delimiters: str) -> str:

@@ -15,9 +15,8 @@ from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Message, Segment, groups
 from broker.ris_bridge.hl7.patients_in import only_pid, patient_of
 from broker.ris_bridge.mapping import profile as profiles
-from broker.ris_bridge.mapping.paths import Path
 from broker.ris_bridge.mapping.profile import Group, Missing, Profile
-from broker.ris_bridge.mapping.targets import TARGETS, joined
+from broker.ris_bridge.mapping.targets import joined
 
 # Table 0119 -> what the command says. RP, RU, RO, PA and CH: see `_Reading`.
 CONTROLS = {
@@ -27,6 +26,7 @@ CONTROLS = {
 }  # fmt: skip
 DETAILED = ("NW", "RO", "PA", "CH", "XO", "SN")  # ORM_O01: the detail is optional, and a cancel needs none
 NEW = ("NW", "RO", "PA")
+PLACING = ("NW", "SN")  # what the command says of them
 STATUSES = ("A", "CA", "CM", "DC", "ER", "HD", "IP", "RP", "SC")  # table 0038
 WHAT = {
     "accession_number": ("order", "accession number"),
@@ -213,34 +213,11 @@ class _Reading:
             self._need("sps_id", said.get("sps_id", ""), scope, "reject")
         if said.get("modality") is None:
             said["modality"] = values.modality_of(attributes.get("ScheduledProtocolCodeSequence"))
-            self._tell("modality", "first digit of the JJ1017 code", said["modality"])
+            self.profile.tell("step.modality", "first digit of the JJ1017 code", said["modality"])
         if self.profile.stations and (part.new or said.get("station_ae_titles")):
-            self._set_station(said, attributes, procedure, scope)
+            self.profile.set_station(said, attributes, scope, procedure)
         numbers = {name: procedure.get(name, "") for name in NUMBERS}
         return StepCommand(**said, attributes=attributes, **numbers)
-
-    def _set_station(
-        self, said: dict[str, Any], attributes: dict[str, Any], procedure: dict[str, Any], scope: Group
-    ) -> None:
-        """By the rules of the profile, for a new order, or where a rule corrects what the message names."""
-        own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
-        own |= {f"procedure.{name}": procedure.get(name) for name in ("code_value", "code_scheme", "description")}
-        rule = self.profile.station(scope, own, named=bool(said.get("station_ae_titles")))
-        if rule is None:
-            return
-        for into, name, value in (
-            (said, "station_ae_titles", rule.ae_titles),
-            (said, "modality", rule.modality),
-            (attributes, "ScheduledStationName", [rule.station_name] if rule.station_name else None),
-            (attributes, "ScheduledProcedureStepLocation", rule.location),
-        ):
-            if value and (rule.always or not into.get(name)):
-                into[name] = value
-                self._tell(name, f"station rule of line {rule.line}", value)
-
-    def _tell(self, name: str, source: str, value: Any) -> None:
-        if self.profile.trace and value is not None:
-            self.profile.trace(TARGETS[f"step.{name}"], Path("", text=source), None, value)
 
     def _need(self, identifier: str, value: str, scope: Group, default: Missing) -> None:
         """Only a new order must say everything; the others may name it by any of its numbers (5.3)."""
@@ -252,6 +229,8 @@ class _Reading:
         raise MissingField(place, f"{what} is required")
 
 
+COMMENTS = "RequestedProcedureComments"
+TEXTS = ("description", "code_value", "code_scheme", "code_meaning")  # of a procedure
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
 
 
@@ -308,11 +287,16 @@ def _with_codes(step: StepCommand, detail: StepCommand) -> StepCommand:
 
 
 def _add(made: list[OrderCommand], command: OrderCommand) -> int:
-    """Where it stands among the commands: by itself, or joined to the same order's."""
-    for at, known in enumerate(made):
-        if _same_order(known, command):
-            made[at] = _joined(known, command)
+    """Where it stands among the commands: by itself, or joined to one of the same order that says the same of other
+    parts of it."""
+    same_order = [at for at, known in enumerate(made) if _same_order(known, command)]
+    for at in same_order:
+        if _is_said_alike(made[at], command):
+            made[at] = _joined(made[at], command)
             return at
+    if command.control in PLACING:
+        for at in same_order:
+            made[at], command = _beside(made[at], command)
     made.append(command)
     return len(made) - 1
 
@@ -323,21 +307,67 @@ def _same_order(a: OrderCommand, b: OrderCommand) -> bool:
     return (a.accession_number, a.accession_issuer, a.control) == (b.accession_number, b.accession_issuer, b.control)
 
 
-def _joined(known: OrderCommand, more: OrderCommand) -> OrderCommand:
+def _is_said_alike(known: OrderCommand, more: OrderCommand) -> bool:
+    """At one time, and to one end: else a part would get what is said of another (5.3). What replaces an order is one
+    new order in any case, and what names no part of it reaches all of it, beside whatever names one."""
+    if known.control in PLACING:
+        return bool(known.replaces) or (known.at, known.begun) == (more.at, more.begun)
+    said = ((one.at, one.status, bool(one.procedures)) for one in (known, more))
+    return len(set(said)) == 1
+
+
+def _beside(known: OrderCommand, more: OrderCommand) -> tuple[OrderCommand, OrderCommand]:
+    """Two groups of a new order that were made at two times, or of which one has begun. They came in one message and do
+    not contradict each other: what one says of the order, or of a procedure that they share, the next leaves out."""
+    procedures, own = list(known.procedures), []
+    for one in more.procedures:
+        at = _shared(procedures, one)
+        if at is not None:
+            first = procedures[at]
+            joint = _one_procedure(first, one, more.place)
+            comments = {COMMENTS: joint.attributes[COMMENTS]}
+            first = replace(
+                first, study_instance_uid=joint.study_instance_uid, attributes={**first.attributes, **comments}
+            )
+            said: dict[str, Any] = {name: None for name in TEXTS if getattr(first, name) is not None}
+            procedures[at] = first
+            one = replace(one, **said, attributes=_left_out(one.attributes, first.attributes))
+        own.append(one)
+    return (
+        replace(known, procedures=tuple(procedures), priority=_most_urgent(known, more)),
+        replace(
+            more, procedures=tuple(own), priority=None, attributes=_left_out(more.attributes, known.attributes)
+        ),
+    )  # fmt: skip
+
+
+def _left_out(attributes: dict[str, Any], said: dict[str, Any]) -> dict[str, Any]:
+    return {name: None if said.get(name) is not None else value for name, value in attributes.items()}
+
+
+def _most_urgent(*orders: OrderCommand) -> str | None:
+    return max((one.priority for one in orders if one.priority), key=PRIORITIES.index, default=None)
+
+
+def _shared(procedures: Sequence[ProcedureCommand], one: ProcedureCommand) -> int | None:
     """Pairs that share the Requested Procedure ID are steps of one procedure."""
+    numbers = [known.requested_procedure_id for known in procedures]
+    return numbers.index(one.requested_procedure_id) if one.requested_procedure_id in filter(None, numbers) else None
+
+
+def _joined(known: OrderCommand, more: OrderCommand) -> OrderCommand:
     procedures = list(known.procedures)
     for one in more.procedures:
-        same = next((p for p in procedures if p.requested_procedure_id == one.requested_procedure_id), None)
-        if same is None or not one.requested_procedure_id:
+        at = _shared(procedures, one)
+        if at is None:
             procedures.append(one)
         else:
-            procedures[procedures.index(same)] = _one_procedure(same, one, more.place)
-    priorities = [one.priority for one in (known, more) if one.priority]
+            procedures[at] = _one_procedure(procedures[at], one, more.place)
     return replace(
         known,
         procedures=tuple(procedures),
-        begun=known.begun or more.begun,
-        priority=max(priorities, key=PRIORITIES.index, default=None),
+        begun=known.begun and more.begun,
+        priority=_most_urgent(known, more),
         attributes=_both(known.attributes, more.attributes),
         replaces=known.replaces + more.replaces,
     )
@@ -358,9 +388,8 @@ def _one_procedure(known: ProcedureCommand, more: ProcedureCommand, place: str) 
 
 def _with_comments(attributes: dict[str, Any], *said: dict[str, Any]) -> dict[str, Any]:
     """With what all of them remark, once."""
-    name = "RequestedProcedureComments"
-    comments = list(dict.fromkeys(filter(None, (one.get(name) for one in said))))
-    return {**attributes, name: joined(comments, name)}
+    comments = list(dict.fromkeys(filter(None, (one.get(COMMENTS) for one in said))))
+    return {**attributes, COMMENTS: joined(comments, COMMENTS)}
 
 
 def _both(known: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

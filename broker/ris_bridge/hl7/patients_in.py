@@ -4,6 +4,7 @@ import datetime as dt
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Literal
 
 from broker.config import Site
@@ -24,8 +25,17 @@ EVENTS = (*UPDATES, *VISITS, *MERGES, *MOVES, *CHANGES, *LINKS)
 SEX = {"M": "M", "F": "F", "O": "O", "A": "O"}
 # CX.5 (table 0203) of what names a person. An account, a visit, an insurance may be shared by a family.
 PERSONAL = ("", "PI", "MR", "PT")
-PARTIAL_DATE = re.compile(r"[0-9]{4}([0-9]{2})?")
-NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
+PARTIAL_DATE = re.compile(r"[0-9]{4}([0-9]{2})?|00010101(0{2}){0,3}")  # the last is what .NET writes for none
+NUMBER = re.compile(r"[0-9]{1,6}(\.[0-9]{1,6})?")
+# (0010,1030) in kg and (0010,1020) in m: codes (LOINC) and names, units, and what is below any mistake of a unit.
+MEASURES: dict[str, tuple[tuple[str, ...], dict[str, str], int]] = {
+    "PatientWeight": (
+        ("29463-7", "3141-9", "body weight", "weight", "体重"), {"kg": "1", "g": "0.001"}, 1000,
+    ),
+    "PatientSize": (
+        ("8302-2", "3137-7", "body height", "height", "身長"), {"m": "1", "cm": "0.01"}, 3,
+    ),
+}  # fmt: skip
 
 
 def to_commands(msg: Message, site: Site, *, link_patients: bool = False) -> list[PatientCommand | VisitCommand]:
@@ -120,6 +130,8 @@ def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
     if not pid.field(5):
         raise MissingField(pid.place(5), "patient name is required")
     name = None if pid.field(5) == NULL else read(pid, 5, site)
+    if name is not None and not name.pn:  # signs without a letter: no name, and none that is deleted
+        raise MissingField(pid.place(5), "patient name is required")
     return PersonCommand(
         identifiers=personal,
         name=name and name.pn,
@@ -131,8 +143,8 @@ def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
 
 
 def _birth_date(pid: Segment, value: str) -> str | None:
-    """A year or a month alone says nothing that can be compared (5.4). What is no date at all is refused: the gate
-    would miss a birth date that nobody knows was lost."""
+    """A year or a month alone says nothing that can be compared (5.4), nor does the first of all days. What is no date
+    at all is refused: the gate would miss a birth date that nobody knows was lost."""
     if PARTIAL_DATE.fullmatch(value):
         return None
     found = values.date(value)
@@ -188,14 +200,14 @@ def _allergies(msg: Message) -> dict[str, Any]:
 
 
 def _measures(msg: Message) -> dict[str, str]:
-    """Weight in kg and height in m from OBX (5.4)."""
+    """Weight and height from OBX (5.4), each named in full and in a unit that is known: a dose depends on it."""
     found = {}
     for obx in msg.all("OBX"):
-        what, value, unit = f"{obx.get(3)} {obx.get(3, 2)}".lower(), obx.get(5), obx.get(6).lower()
-        if not NUMBER.fullmatch(value):
-            continue
-        if "weight" in what or "体重" in what:
-            found["PatientWeight"] = value
-        elif "height" in what or "身長" in what:
-            found["PatientSize"] = value if unit == "m" else f"{float(value) / 100:g}"
+        said = {obx.get(3, component).strip().casefold() for component in (1, 2, 4, 5)}
+        value, unit = obx.get(5).strip(), obx.get(6).strip().casefold()
+        for keyword, (names, units, below) in MEASURES.items():
+            if said.intersection(names) and unit in units and NUMBER.fullmatch(value):
+                measure = Decimal(value) * Decimal(units[unit])
+                if 0 < measure < below:
+                    found[keyword] = f"{measure:f}" if units[unit] == "1" else f"{measure.normalize():f}"
     return found

@@ -35,11 +35,12 @@ from broker.ris_bridge.hl7 import (
 from broker.ris_bridge.hl7.message import Header, Message
 from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Read, Received, Road
 from broker.ris_bridge.mapping import store
-from broker.ris_bridge.mapping.profile import Group, Profile, for_type
+from broker.ris_bridge.mapping.profile import Group, Profile, for_sender
 from broker.ris_bridge.turns import Keys, Turn
 
 LOOPBACK = ("127.0.0.1", "::1")
 PROTOCOL = "hl7"
+SENDER = "MSH^1^3"  # ERR-2 of a refusal of whoever is not registered
 # Message type -> what it asks for.
 READERS: dict[str, Callable[..., Sequence[Command]]] = {
     **dict.fromkeys(("ORM^O01", "OMG^O19", "OMI^O23"), orders_in.to_commands),
@@ -100,6 +101,7 @@ def _receive_batch(raw: bytes, peer: str, settings: Settings, turn: Turn | None)
     frame comes again."""
     try:
         parts = batch.split(raw, settings.limits.mllp_batch_messages_max)
+        messages = [_of_batch(one, n, peer, settings) for n, one in enumerate(parts.messages, start=1)]
     except InvalidValue as error:
         log.get().warning("hl7.batch_refused", peer=peer, code=error.err)
         return Reply(batch.refusal(raw, error, now=_now(settings), default_set=settings.hl7.character_set))
@@ -107,8 +109,7 @@ def _receive_batch(raw: bytes, peer: str, settings: Settings, turn: Turn | None)
         log.get().warning("hl7.batch_wrong", peer=peer, code=problem.err, place=problem.place)
     replies: list[Reply] = []
     trouble: Exception | None = None
-    for one in parts.messages:
-        found = received(one, peer, settings)
+    for found in messages:
         reply: Reply | None = None
         try:
             if trouble is None:
@@ -127,11 +128,34 @@ def _receive_batch(raw: bytes, peer: str, settings: Settings, turn: Turn | None)
     return Reply(told, tuple(pk for reply in replies for pk in reply.message_pks))
 
 
+def _of_batch(raw: bytes, number: int, peer: str, settings: Settings) -> Received:
+    try:
+        return received(raw, peer, settings)
+    except Unreadable:
+        raise InvalidValue(f"message {number}", "has no MSH that can be read; nothing was taken", err="100") from None
+
+
 def _take(found: Received, turn: Turn | None) -> Reply:
     if found.type.split("^")[0] == "ACK":
+        if turn:  # the messages behind it in a batch must not wait for it
+            turn.done()
         return _acknowledged(found)
+    if len(found.raw) > found.settings.limits.unknown_sender_bytes_max:
+        try:
+            _sender(_known_senders(), found)
+        except NotAllowed as error:
+            if error.place == SENDER:
+                return _not_kept(found, error, turn)
     answer = inbox.take(found, ROAD, turn)
     return Reply(answer.raw, (answer.message_pk,))
+
+
+def _not_kept(found: Received, error: NotAllowed, turn: Turn | None) -> Reply:
+    """Whoever is not registered must not fill the disk."""
+    if turn:
+        turn.done()
+    log.get().warning("hl7.unknown_sender", peer=found.peer, bytes=len(found.raw))
+    return Reply(_refuse(found, error))
 
 
 def _acknowledged(found: Received) -> Reply:
@@ -203,7 +227,8 @@ def _read(found: Received, given: Sender | None = None) -> Read:
     sender, head = _sender(_known_senders(), found) if given is None else (given, _head(found, given.character_set))
     message.check(head)
     ack.check(head)
-    profile = db.read(store.reader, sender.mapping, head.type) if sender and sender.mapping else for_type(head.type)
+    own = db.read(store.load, sender.mapping) if sender and sender.mapping else None
+    profile, site = for_sender(own, head.type), own.source_site(settings.site) if own else settings.site
     reader = None if profile and profile.rules else _reader(head.type, settings)
     override = sender.character_set if sender else ""
     _check_escapes(found.raw, head, settings.limits)
@@ -217,7 +242,7 @@ def _read(found: Received, given: Sender | None = None) -> Read:
 
     def commands() -> Sequence[Command]:
         nonlocal asked
-        asked = reader(msg, settings.site, profile) if mapped else reader(msg, settings.site)
+        asked = reader(msg, site, profile) if mapped else reader(msg, site)
         in_budget()
         return asked
 
@@ -284,7 +309,7 @@ def _now(settings: Settings) -> dt.datetime:
     return clock.now().astimezone(ZoneInfo(settings.site.timezone))
 
 
-ROAD = Road(read=_read, refuse=_refuse, unreadable=charset.PLACE)
+ROAD = Road(read=_read, refuse=_refuse, unreadable=charset.PLACE, may_follow=True)
 
 
 def _reader(kind: str, settings: Settings) -> Callable[..., Sequence[Command]]:
@@ -360,9 +385,11 @@ def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, 
     }
     fitting = [sender for sender in senders if _fits(sender, heads[sender.character_set], found.peer)]
     if not fitting:
+        if any(_is_named(sender, heads[sender.character_set]) for sender in senders):
+            raise NotAllowed(SENDER, "this sender is registered with another address or certificate")
         policy = settings.unknown_sender or ("accept" if _parts_of(found.peer)[0] in LOOPBACK else "reject")
         if policy == "reject":
-            raise NotAllowed("MSH^1^3", "this sender is not registered here")
+            raise NotAllowed(SENDER, "this sender is not registered here")
         return None, heads[""]
     sender = max(fitting, key=_specificity)
     head = heads[sender.character_set]
@@ -371,11 +398,19 @@ def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, 
     return sender, head
 
 
+def _is_named(sender: Sender, head: Header) -> bool:
+    """By its application or facility: who says that he is somebody known is not unknown."""
+    return bool(sender.application or sender.facility) and _is_called(sender, head)
+
+
+def _is_called(sender: Sender, head: Header) -> bool:
+    return sender.application in ("", head[3]) and sender.facility in ("", head[4])
+
+
 def _fits(sender: Sender, head: Header, peer: str) -> bool:
     address, certified = _parts_of(peer)
     return (
-        sender.application in ("", head[3])
-        and sender.facility in ("", head[4])
+        _is_called(sender, head)
         and (not sender.tls_subject or sender.tls_subject.casefold() in certified)
         and (not sender.address or address in access.addresses(sender.address))
     )

@@ -170,30 +170,12 @@ class _Reading:
             said |= _later(said, service.ais, self.site)
         if said.get("modality") is None:
             said["modality"] = values.modality_of(attributes.get(CODES))
-        self._set_station(said, attributes, scope, places)
+        if places or said.get("station_ae_titles") or "AIG" in scope or "AIL" in scope:
+            self.profile.set_station(said, attributes, scope, {})
         if not places:
             said = {name: said[name] for name in OF_STEP if name in said}
             attributes = {name: attributes[name] for name in OF_SLOT if name in attributes}
         return ServiceCommand(**said | numbers, attributes=attributes, codes=_codes(service.ais))
-
-    def _set_station(self, said: dict[str, Any], attributes: dict[str, Any], scope: Group, places: bool) -> None:
-        """By the rules of the profile: for a new order, or where the appointment names a device or a place."""
-        if not self.profile.stations or not (
-            places or said.get("station_ae_titles") or "AIG" in scope or "AIL" in scope
-        ):
-            return
-        own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
-        rule = self.profile.station(scope, own, named=bool(said.get("station_ae_titles")))
-        if rule is None:
-            return
-        for into, name, value in (
-            (said, "station_ae_titles", rule.ae_titles),
-            (said, "modality", rule.modality),
-            (attributes, "ScheduledStationName", [rule.station_name] if rule.station_name else None),
-            (attributes, "ScheduledProcedureStepLocation", rule.location),
-        ):
-            if value and (rule.always or not into.get(name)):
-                into[name] = value
 
     def _need(self, order: dict[str, Any], procedure: dict[str, Any], steps: Sequence[ServiceCommand]) -> None:
         """What must be there of an order that it may place. As a rule, what is missing is derived."""

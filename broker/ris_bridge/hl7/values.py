@@ -22,7 +22,8 @@ CHARACTERS_MAX = {"AE": 16, "CS": 16, "SH": 16, "LO": 64, "ST": 1024, "LT": 10_2
 LINES = ("ST", "LT")  # may hold line ends and backslashes (PS3.5 6.2)
 CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-TIME = re.compile(r"([0-9]{8})([0-9]{2}(?:[0-9]{2}(?:[0-9]{2})?)?)?(?:\.[0-9]+)?([+-][0-9]{4})?")
+TIME = re.compile(r"([0-9]{8})([0-9]{2}(?:[0-9]{2}(?:[0-9]{2})?)?)?(?:\.([0-9]+))?([+-][0-9]{4})?")
+YEARS = range(2, 9999)  # those that are years in every zone; .NET writes the first of all days for none
 JJ1017_16, JJ1017_32 = (re.compile(rf"[0-9A-HJ-NP-Z]{{{length}}}") for length in (16, 32))  # without I and O
 JJ1017_SCHEME = re.compile("JJ1017(?!-16S)", re.IGNORECASE)
 # The others (tomography, bone density, therapy, portable, dental) are several modalities, or none.
@@ -158,13 +159,14 @@ def entity(namespace: str, universal: str = "", kind: str = "") -> list[dict[str
 def moment(value: str, site: Site) -> dt.datetime | None:
     """Aware; without an offset it is the site's time. None for what is no time."""
     match = TIME.fullmatch(value.strip())
-    if not match:
+    if not match or int(match[1][:4]) not in YEARS:
         return None
-    digits = (match[1] + (match[2] or "")).ljust(14, "0")
+    digits, offset = (match[1] + (match[2] or "")).ljust(14, "0"), match[4]
+    fraction = (match[3] or "" if len(match[2] or "") == len("HHMMSS") else "")[:6].ljust(6, "0")
     try:
-        if match[3]:
-            return dt.datetime.strptime(digits + match[3], "%Y%m%d%H%M%S%z")
-        return dt.datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=ZoneInfo(site.timezone))
+        if offset:
+            return dt.datetime.strptime(digits + fraction + offset, "%Y%m%d%H%M%S%f%z")
+        return dt.datetime.strptime(digits + fraction, "%Y%m%d%H%M%S%f").replace(tzinfo=ZoneInfo(site.timezone))
     except ValueError:
         return None
 
@@ -187,11 +189,15 @@ def start_of(value: str, segment: Segment, number: int, site: Site) -> tuple[str
 
 
 def date(value: str) -> str | None:
-    """YYYYMMDD; None for what is none: a year alone says nothing that can be compared."""
+    """YYYYMMDD, of a date or a time. None for what is none: a year alone says nothing that can be compared, and of
+    seven digits nobody knows which date they are."""
+    match = TIME.fullmatch(value.strip())
+    digits = match[1] if match and int(match[1][:4]) in YEARS else ""
     try:
-        return dt.datetime.strptime(value[:8], "%Y%m%d").strftime("%Y%m%d") if value[:8].isascii() else None  # noqa: DTZ007
+        dt.datetime.strptime(digits, "%Y%m%d")  # noqa: DTZ007
     except ValueError:
         return None
+    return digits
 
 
 # Codes

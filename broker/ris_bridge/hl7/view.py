@@ -1,15 +1,17 @@
 """Bytes of the journal for a person to read: as text, and segment by segment with the names of the fields."""
 
 import base64
+import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from broker.errors import BrokerError
-from broker.ris_bridge.hl7 import charset, fields, message
+from broker.ris_bridge.hl7 import ack, charset, fields, message
 from broker.ris_bridge.hl7.message import Segment
 
-BETWEEN_FRAMES = b"\x1c\r\x0b"  # an answer of enhanced mode is two messages
+# What a terminal obeys or hides: controls, marks of direction and of no width, halves of characters; not the line end.
+UNSEEN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
 # Of the view by segments, also of a message that was refused because it has more. The text has it whole.
 CHARACTERS_MAX = 2_000  # of one value
 FIELDS_MAX = 500  # of one segment
@@ -23,7 +25,7 @@ def show(raw: bytes, protocol: str, default_set: str, override: str, language: s
     shown: list[dict[str, Any]] = []
     seen: Counter[str] = Counter()
     left = 0
-    for one in raw.split(BETWEEN_FRAMES) if protocol == "hl7" else [raw]:
+    for one in raw.split(ack.BETWEEN) if protocol == "hl7" else [raw]:
         text, delimiters = _read(one, default_set, override) if protocol == "hl7" else (_plain(one), "")
         texts.append(text)
         for line in _lines(text) if delimiters else ():
@@ -110,6 +112,21 @@ def _text(value: str, segment: Segment) -> str:
     return text if len(text) <= CHARACTERS_MAX else text[:CHARACTERS_MAX] + "…"
 
 
+def visible(text: str) -> str:
+    """As it may stand on a terminal: whoever sends a message must not write there."""
+    return UNSEEN.sub(lambda found: _written(found, "\\x"), text)
+
+
+def visible_json(text: str) -> str:
+    """The same of JSON, which it stays."""
+    return UNSEEN.sub(lambda found: _written(found, ""), text)
+
+
+def _written(found: re.Match[str], short: str) -> str:
+    number = ord(found[0])
+    return f"{short}{number:02x}" if short and number < 0x100 else f"\\u{number:04x}"
+
+
 def lines(segments: list[dict[str, Any]]) -> list[str]:
     """The view as text: one line for each field."""
     shown = []
@@ -121,4 +138,4 @@ def lines(segments: list[dict[str, Any]]) -> list[str]:
                 for repetition in one["repetitions"]
             )
             shown.append(f"  {one['field']} {one['name']}: ".replace(" : ", ": ") + values.replace("\n", "\n    "))
-    return shown
+    return [visible(line) for line in shown]

@@ -115,12 +115,16 @@ class ProfileText(Table):
 
 @dataclass(frozen=True)
 class CodeTable:
-    """What a sender's code is here. Keys may hold * and ?; a code that no key fits says nothing."""
+    """What a sender's code is here. Keys may hold * and ?; a code that no key fits says nothing. caseless: its keys are
+    in capitals."""
 
     exact: Mapping[str, str]
     patterns: tuple[tuple["re.Pattern[str]", str], ...]
+    caseless: bool = False
 
     def get(self, said: str) -> str | None:
+        if self.caseless:
+            said = said.upper()
         if said in self.exact:
             return self.exact[said]
         return next((value for pattern, value in self.patterns if pattern.fullmatch(said)), None)
@@ -217,6 +221,7 @@ class Profile:
 
     def _first(self, filled: Filled, scope: "Group", site: Site, new: bool) -> Any:
         target = filled.target
+        lost: Any = None  # codes that cannot be kept: what stood there before is not right any more, either
         for rule in filled.rules:
             if rule.when and not paths.all_hold(rule.when, scope, {}):
                 continue
@@ -233,7 +238,9 @@ class Profile:
                 if number >= len(fields) or not fields[number]:
                     continue
                 value = _read(filled, scope, segment, path, table, site)
-                if value is not None:
+                if value == [] and fields[number] != NULL:
+                    lost = value
+                elif value is not None:
                     if self.trace:
                         self.trace(target, path, segment, value)
                     return value
@@ -241,7 +248,31 @@ class Profile:
                 if self.trace:
                     self.trace(target, None, None, rule.default)
                 return rule.default
-        return None
+        return lost
+
+    def set_station(
+        self, said: dict[str, Any], attributes: dict[str, Any], scope: Scope, procedure: Mapping[str, Any]
+    ) -> None:
+        """What the station rules say of a step, beside what the message names or, for always, in place of it."""
+        own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
+        own |= {f"procedure.{name}": procedure.get(name) for name in ("code_value", "code_scheme", "description")}
+        rule = self.station(scope, own, named=bool(said.get("station_ae_titles")))
+        if rule is None:
+            return
+        for into, name, value in (
+            (said, "station_ae_titles", rule.ae_titles),
+            (said, "modality", rule.modality),
+            (attributes, "ScheduledStationName", [rule.station_name] if rule.station_name else None),
+            (attributes, "ScheduledProcedureStepLocation", rule.location),
+        ):
+            if value and (rule.always or not into.get(name)):
+                into[name] = value
+                self.tell(f"step.{name}", f"station rule of line {rule.line}", value)
+
+    def tell(self, target: str, source: str, value: Any) -> None:
+        """Of a value that no field said."""
+        if self.trace and value is not None:
+            self.trace(TARGETS[target], Path("", text=source), None, value)
 
     def station(self, scope: Scope, own: Mapping[str, str | None], *, named: bool) -> Station | None:
         """The rule that says where a step goes. named: the message says so itself."""
@@ -281,7 +312,8 @@ class Profile:
         })  # fmt: skip
 
     def source_site(self, site: Site) -> Site:
-        """The site as this source of messages has it: whose numbers are those without an authority."""
+        """The site as this source of messages has it: whose numbers are those without an authority. Of all its
+        messages, whichever of them the profile reads: an ADT speaks of the same patients as its orders."""
         names = ("accession_issuer", "patient_id_issuer")
         own = {name: value for name in names if (value := getattr(self.identity, name)) is not None}
         return site.model_copy(update=own) if own else site
@@ -347,11 +379,11 @@ def _translated(segment: Segment, path: Path, table: CodeTable) -> Segment | Non
     for repetition in segment.repetitions(path.number):
         said = part(repetition, signs, path.component, path.subcomponent).strip()
         value = table.get(said) if said else None
-        if value is None and path.repetition != ALL and not path.repetition:
+        if value is not None:
+            before = signs[1] * (path.component - 1) + signs[4].replace("\0", "") * (path.subcomponent - 1)
+            found.append(before + paths.written(value, signs))
+        elif path.repetition > 0:  # it says which: that one stays where it is
             found.append("")
-            continue
-        text = "" if value is None else paths.written(value, signs)
-        found.append(signs[1] * (path.component - 1) + signs[4].replace("\0", "") * (path.subcomponent - 1) + text)
     return paths.with_field(segment, path.number, signs[2].join(found)) if any(found) else None
 
 
@@ -387,6 +419,12 @@ def for_type(kind: str) -> Profile | None:
     """What reads a message of that type where its sender has no profile of its own. kind: MSH-9, `ORM^O01`."""
     name = BY_TYPE.get(kind.partition("^")[0])
     return shipped(name) if name else None
+
+
+def for_sender(own: Profile | None, kind: str) -> Profile | None:
+    """What reads a message of that type: its sender's own profile where that is about such messages, else the shipped
+    one. None: no profile reads that type."""
+    return own if own is not None and own.reads(kind) else for_type(kind)
 
 
 def parse(text: str, find: Find = shipped_text, label: str = "") -> Profile:
@@ -579,10 +617,12 @@ class _Compiler:
                 text, own_name = self.chain[owner][1], self.chain[owner][0].name
                 line = _line(text, ["tables", name, key])
                 self.problems.append(Problem(line, f"{key}: {value!r} {sentence} ({target.text})", profile=own_name))
+        if target.kind.caseless:
+            entries = {key.upper(): value for key, value in entries.items()}
         patterns = tuple(
             (re.compile(fnmatch.translate(key)), value) for key, value in entries.items() if "*" in key or "?" in key
         )
-        return CodeTable(entries, patterns)
+        return CodeTable(entries, patterns, target.kind.caseless)
 
     def _unfit(self, target: Target, value: str) -> str:
         if target.kind.check is None:

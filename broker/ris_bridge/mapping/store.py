@@ -115,13 +115,6 @@ def text_of(session: Session, name: str, version: int | None = None) -> str:
     return row.text
 
 
-def reader(session: Session, mapping: str, kind: str) -> Profile | None:
-    """The profile that reads a message: its sender's, where it is about such messages; else the shipped one of the
-    type. None: no profile reads that type. mapping: of the sender, may be empty. kind: MSH-9."""
-    own = load(session, mapping) if mapping else None
-    return own if own is not None and own.reads(kind) else profiles.for_type(kind)
-
-
 def load(session: Session, name: str) -> Profile:
     """As it is in use now. A new version is seen by the next message: its number is asked for each time, its text only
     when that changed. Raises ConfigError where there is none, or where it has a fault by now."""

@@ -25,6 +25,7 @@ LEVELS = ("patient", "visit", "order", "procedure", "step")
 Reader = Callable[[Segment, Path, str, Site], Any]
 SEX = {"M", "F", "O"}
 DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,3})?")
+PARTED_DATE = re.compile(r"([0-9]{4})([-/])([0-9]{1,2})\2([0-9]{1,2})(?:[T ].*)?")
 TECHNICIANS = {("OBR", number) for number in (32, 33, 34, 35)}  # NDL
 XPN_FIELDS = {("PID", 5), ("PID", 6), ("PID", 9), ("NK1", 2), ("GT1", 3), (ROW, 0)}
 
@@ -33,7 +34,7 @@ XPN_FIELDS = {("PID", 5), ("PID", 6), ("PID", 9), ("NK1", 2), ("GT1", 3), (ROW, 
 class Kind:
     """read: None = not said. about: for people. parts: what one reading gives, where it is several values. check: of a
     value that stands in a profile (default, code table): a sentence where it is none; None: it takes neither. several:
-    takes all repetitions. lines: of all such segments. absent: where nothing is said."""
+    takes all repetitions. lines: of all such segments. absent: where nothing is said. caseless: so are its codes."""
 
     read: Reader
     about: str
@@ -42,6 +43,7 @@ class Kind:
     several: bool = False
     lines: bool = False
     absent: Any = None
+    caseless: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _uid(segment: Segment, path: Path, _: str, site: Site) -> str | None:
 
 
 def _priority(segment: Segment, path: Path, _: str, site: Site) -> str | None:
-    said = read(segment, path).strip()
+    said = read(segment, path).strip().upper()
     if said and said not in PRIORITIES:
         return "ROUTINE"
     return said or None
@@ -117,8 +119,11 @@ def _start(segment: Segment, path: Path, _: str, site: Site) -> tuple[str, str] 
 
 
 def _date(segment: Segment, path: Path, _: str, site: Site) -> str | None:
+    """In files the parts of a date are written with - or / between them, too, and without their zeros."""
+
     def check(text: str) -> str:
-        found = values.date(text.replace("-", "").replace("/", ""))
+        parted = PARTED_DATE.fullmatch(text)
+        found = values.date(f"{parted[1]}{parted[3]:0>2}{parted[4]:0>2}" if parted else text)
         if found is None:
             raise InvalidValue(segment.place(path.number), "is no date: YYYYMMDD", err="102")
         return found
@@ -157,11 +162,14 @@ def _decimal(segment: Segment, path: Path, keyword: str, site: Site) -> str | No
 
 
 def _name(segment: Segment, path: Path, _: str, site: Site) -> str | None:
-    """The data type of the field: NDL, XPN, else XCN. A column is an XPN: `山田^太郎~ヤマダ^タロウ`."""
+    """The data type of the field: NDL, XPN, else XCN. A column is an XPN: `山田^太郎~ヤマダ^タロウ`. Signs alone delete
+    nothing."""
     if (segment.name, path.number) in TECHNICIANS:
-        return technician(segment, path.number, site)
-    kind = XPN if segment.name == ROW or (segment.name, path.number) in XPN_FIELDS else XCN
-    return null(segment.field(path.number), lambda _: person(segment, path.number, site, kind))
+        said = technician(segment, path.number, site)
+    else:
+        kind = XPN if segment.name == ROW or (segment.name, path.number) in XPN_FIELDS else XCN
+        said = person(segment, path.number, site, kind)
+    return null(segment.field(path.number), lambda _: said or None)
 
 
 def _codes(segment: Segment, path: Path, _: str, site: Site) -> list[dict[str, Any]] | None:
@@ -283,7 +291,7 @@ FIELDS: dict[str, Kind] = {
     "order.accession_number": KEY,
     "order.accession_issuer": ISSUER,
     "order.priority": Kind(_priority, f"one of {', '.join(PRIORITIES)}; else ROUTINE",
-                           check=_one_of(PRIORITIES, f"is no priority: {', '.join(PRIORITIES)}")),
+                           check=_one_of(PRIORITIES, f"is no priority: {', '.join(PRIORITIES)}"), caseless=True),
     "order.at": Kind(_moment, "the order's own time, for the stale guard"),
     "order.reason": Kind(_text, "why it is cancelled or changed", check=_fits, absent=""),
     "procedure.placer_number": Kind(_number("PlacerOrderNumberImagingServiceRequest"), "EI: number and authority, of"

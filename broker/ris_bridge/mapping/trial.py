@@ -17,7 +17,7 @@ from broker.ris_bridge.hl7 import message, road
 from broker.ris_bridge.hl7.message import Message, Segment
 from broker.ris_bridge.mapping import store
 from broker.ris_bridge.mapping.paths import Path
-from broker.ris_bridge.mapping.profile import Group, Profile, for_type
+from broker.ris_bridge.mapping.profile import Group, Profile, for_sender
 from broker.ris_bridge.mapping.targets import Target
 
 # Fields of the commands -> what a device sees.
@@ -275,13 +275,15 @@ def diff(session: Session, profile: Profile, last: int, settings: Settings) -> D
     counts: Counter[str] = Counter()
     differences = []
     rows = list(_last(session, profile, last, settings))
-    for row, present in rows:
+    for row, own in rows:
         try:
             msg = _parsed(session, row, settings)
         except BrokerError:
             counts["unreadable"] += 1
             continue
-        before, after = (_outcome(msg, one, settings.site) for one in (present, profile))
+        site = own.source_site(settings.site) if own else settings.site
+        before = _outcome(msg, for_sender(own, row.type), site)
+        after = _outcome(msg, profile, settings.site)
         outcome = _compared(before, after)
         counts[outcome] += 1
         lines = [
@@ -297,7 +299,7 @@ def diff(session: Session, profile: Profile, last: int, settings: Settings) -> D
 def _last(
     session: Session, profile: Profile, last: int, settings: Settings
 ) -> Iterator[tuple[Journalled, Profile | None]]:
-    """The newest first, each with the profile that reads it at present. Ten times as many are looked through."""
+    """The newest first, each with its sender's profile at present. Ten times as many are looked through."""
     types = profile.messages or tuple(road.READERS)
     tests = [test for one in types for test in (Journalled.type == one, col(Journalled.type).startswith(one + "^"))]
     query = select(Journalled).where(Journalled.protocol == road.PROTOCOL, or_(*tests))
@@ -305,12 +307,13 @@ def _last(
     for row in session.exec(query.order_by(col(Journalled.pk).desc()).limit(last * 10)):
         sender = road.sender_of(session, row, settings)
         try:
-            present = store.reader(session, sender.mapping if sender else "", row.type)
+            own = store.load(session, sender.mapping) if sender and sender.mapping else None
         except BrokerError:
-            present = for_type(row.type)
+            own = None
         if road.READERS.get(row.type) in road.MAPPED:
-            found.append((row, present))
-    named = [one for one in found if one[1] and profile.name in (one[1].name, *one[1].chain)]
+            found.append((row, own))
+    readers = [(one, for_sender(one[1], one[0].type)) for one in found]
+    named = [one for one, read in readers if read and profile.name in (read.name, *read.chain)]
     yield from (named or found)[:last]
 
 
