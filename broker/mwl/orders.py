@@ -68,6 +68,8 @@ def _new(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
 def _place(session: Session, command: OrderCommand, cause: Cause) -> tuple[ImagingOrder, Told]:
     if command.patient is None:
         raise MissingField("patient", "a new order names its patient")
+    command = patients.with_visit(command)
+    assert command.patient is not None
     patient, conflicts = patients.for_order(session, command.patient, now=cause.now, actor=cause.actor)
     order = finding.placed(session, command, patient)
     order_identity.refuse_reused_numbers(session, command, order)
