@@ -62,7 +62,8 @@ def placed(session: Session, command: OrderCommand, patient: Patient) -> Imaging
     if order_pk is None:
         return None
     if _patient_pk(session, order_pk) != patient.key:
-        raise DuplicateKey(command.place or "order", "is another patient's")
+        place = "accession number" if command.accession_number else command.place or "order"
+        raise DuplicateKey(place, "is another patient's")
     return db.lock(session, ImagingOrder, order_pk)
 
 
