@@ -21,8 +21,8 @@ STATIONS = "stations"  # rows of their own
 
 @dataclass
 class Told:
-    """procedures, steps: the rows that the message mentions. added: how many of them are new. late: ended steps that it
-    would have changed."""
+    """procedures, steps: the rows that the message mentions. added: how many of them no message of its time or before
+    had. late: ended steps that it would have changed."""
 
     procedures: list[RequestedProcedure] = field(default_factory=list)
     steps: list[ScheduledStep] = field(default_factory=list)
@@ -73,6 +73,7 @@ def _tell_steps(
             told.late += _tell_step(session, row, one, command, telling)
             before = row.said.get(said.BORN, "")
             if said.named(row, telling.at):
+                told.added += 1
                 steps.inherit(session, (order, procedure, row), cause, until=before)
         told.steps.append(row)
         session.add(row)

@@ -540,6 +540,17 @@ def test_a_change_of_an_unknown_order_places_it_where_its_sender_means_that():
     assert times() == ["093000"]
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_further_group_completes_the_order_also_where_a_change_of_it_came_first(late):
+    other = dataclasses.replace(
+        command(accession="ACC2").procedures[0], steps=(StepCommand("S2", "CT", ("CT1",), "20350705", "093000"),)
+    )
+    group = command(at=1, procedures=(other,), attributes={"RequestingService": "b"})
+    changed = command("XO", 2, procedures=(dataclasses.replace(other, code_value="HEAD"),))
+    carry_out(command(attributes={"RequestingService": "a"}), *((changed, group) if late else (group, changed)), group)
+    assert rows(ImagingOrder)[0].attributes == {"RequestingService": "b"}
+
+
 # Which one is meant
 
 

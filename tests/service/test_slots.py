@@ -117,6 +117,13 @@ def test_one_service_of_one_step_can_mean_no_other():
     assert times() == ["110000"]
 
 
+def test_the_code_of_the_procedure_does_not_count_where_a_step_has_it():
+    made = ordered("X", "")
+    carry_out(dataclasses.replace(made, procedures=(dataclasses.replace(made.procedures[0], code_value="X"),)))
+    say(booked(service("110000", "X")))
+    assert times() == ["110000", "093000"]
+
+
 def test_some_services_are_known_by_their_steps_and_others_by_their_procedures():
     one, other = ordered("X").procedures[0], ordered("", accession="ACC2").procedures[0]
     other = dataclasses.replace(
