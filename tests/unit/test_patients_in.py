@@ -5,7 +5,7 @@ import datetime as dt
 import pytest
 
 from broker.config import Limits, Site
-from broker.errors import BrokerError, MissingField, Unsupported
+from broker.errors import BrokerError, InvalidValue, MissingField, Unsupported
 from broker.mwl.commands import Identifier, PatientCommand, VisitCommand
 from broker.ris_bridge.hl7 import message, patients_in
 
@@ -199,3 +199,12 @@ def test_a_link_is_refused_unless_it_is_enabled_and_then_joins_nobody(event):
     ]  # fmt: skip
     with pytest.raises(MissingField):
         commands(event, EVN, PID, link_patients=True)
+
+
+def test_a_message_about_two_patients_is_an_error_of_its_content():
+    """AE, not AR: the type is supported, and the same bytes would be refused again."""
+    text = "MSH|^~\\&|HIS|HOSP|||20261126||ADT^A08|1|P|2.5\rPID|1||1^^^HOSP^PI||YAMADA^TARO\rPID|2||2^^^HOSP^PI||SATO^HANAKO"
+    two = message.parse(text.encode(), Limits(), "ASCII")
+    with pytest.raises(InvalidValue) as refused:
+        patients_in.to_commands(two, Site())
+    assert (refused.value.wire.msa, refused.value.err) == ("AE", "100")

@@ -35,6 +35,9 @@ def test_a_message_about_somebody_else_does_not_wait():
     first, second = turns.draw(), turns.draw()
     first.wait({A}, 0)
     second.wait({B}, 0)
+    third = turns.draw()
+    with pytest.raises(NoRoom):  # it waits for whom it must
+        third.wait({A}, 0)
 
 
 def test_a_message_waits_until_it_is_known_what_the_earlier_one_is_about():

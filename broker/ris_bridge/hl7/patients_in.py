@@ -92,7 +92,7 @@ def only_pid(msg: Message) -> Segment:
     if not pids:
         raise MissingField("PID", "the patient's segment is required", err="100")
     if len(pids) > 1:
-        raise Unsupported("PID^2", "a message of this type is about one patient; send one for each", err="100")
+        raise InvalidValue("PID^2", "a message of this type is about one patient; send one for each", err="100")
     return pids[0]
 
 
