@@ -47,7 +47,7 @@ def test_each_change_is_a_version_and_the_same_text_is_none(database):
         ("mine", 1, "added"), ("mine", 1, "unchanged"), ("mine", 2, "changed"), ("mine", 3, "changed"),
     ]  # fmt: skip
     assert [(row.version, row.active) for row in db.read(store.rows)] == [(3, True), (2, False), (1, False)]
-    said = db.read(lambda session: session.exec(select(AuditEvent).where(AuditEvent.subject == "mapping:mine")).all())
+    said = db.read(lambda session: session.exec(select(AuditEvent).where(AuditEvent.subject == "mapping:mine").order_by(AuditEvent.pk)).all())
     assert [(one.actor, one.detail["version"]) for one in said] == [("test", 1), ("test", 2), ("test", 3)]
 
 
