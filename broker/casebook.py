@@ -4,13 +4,19 @@ import datetime as dt
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from broker import audit, outbox
+from broker import audit, db, outbox
 from broker.model.images import ReconciliationCase
 from broker.states import CASE, advance
 
 LEVELS = ("amber", "red")  # one person, two persons
+OPEN = db.Entities(
+    select(ReconciliationCase)
+    .where(ReconciliationCase.kind == bindparam("kind"), ReconciliationCase.subject == bindparam("subject"))
+    .where(ReconciliationCase.state != "RESOLVED")
+)
 
 
 def open_case(
@@ -80,11 +86,7 @@ def latest(session: Session, kind: str, subject: str) -> ReconciliationCase | No
 
 
 def find_open(session: Session, kind: str, subject: str) -> ReconciliationCase | None:
-    return session.exec(
-        select(ReconciliationCase)
-        .where(ReconciliationCase.kind == kind, ReconciliationCase.subject == subject)
-        .where(ReconciliationCase.state != "RESOLVED")
-    ).first()
+    return OPEN.first(session, kind=kind, subject=subject)
 
 
 def close_case(

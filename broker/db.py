@@ -24,16 +24,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from sqlalchemy import Table, bindparam, event
+from sqlalchemy import Table, bindparam, event, inspect
 from sqlalchemy import insert as sa_insert
 from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect, Engine
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError, InterfaceError, NoResultFound, OperationalError
 from sqlalchemy.exc import TimeoutError as NoTurn
+from sqlalchemy.orm import make_transient, make_transient_to_detached
+from sqlalchemy.orm.util import identity_key
 from sqlalchemy.types import DateTime, TypeDecorator
 from sqlmodel import Session, SQLModel, create_engine, select
+from sqlmodel.sql.expression import SelectOfScalar
 
 from broker import log
 
@@ -264,7 +267,8 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     with _time():
         for n in range(REPLAYS_MAX):
             try:
-                with _turn(), Appending(engine(), expire_on_commit=False) as session, session.begin():
+                with _turn(), Writing(engine(), expire_on_commit=False) as session, session.begin():
+                    session.info[CONNECTION] = session.connection()
                     result = fn(session, *args, **kwargs)
                     session.flush()
                     for finisher in _finishers:
@@ -284,13 +288,22 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
 
 def lock(session: Session, table: type[R], pk: int) -> R:
     """The row as it is now, ours until the transaction ends. Lock in the order patient, order, study."""
-    return session.exec(_locking(table), params={"key": pk}).one()
+    return _locking(table).one(session, key=pk)
+
+
+def get(session: Session, table: type[R], pk: int) -> R:
+    """The row as this session has met it, or as it is. Raises NoResultFound."""
+    return session.identity_map.get(identity_key(table, pk)) or _of_key(table).one(session, key=pk)
 
 
 @cache
-def _locking(table: type[R]) -> Any:
-    query = select(table).where(table.pk == bindparam("key")).with_for_update()  # type: ignore[attr-defined]
-    return query.execution_options(populate_existing=True)
+def _of_key(table: type[R]) -> "Entities[R]":
+    return Entities(select(table).where(table.pk == bindparam("key")))  # type: ignore[attr-defined]
+
+
+@cache
+def _locking(table: type[R]) -> "Entities[R]":
+    return Entities(select(table).where(table.pk == bindparam("key")).with_for_update())  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -313,6 +326,7 @@ def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     bound = engine().execution_options(**options)
     with _time(), Session(bound, expire_on_commit=False) as session, session.begin():
+        session.info[CONNECTION] = session.connection()
         return fn(session, *args, **kwargs)
 
 
@@ -338,8 +352,13 @@ class Prepared:
     def rows(self, session: Session, **values: Any) -> Sequence[Any]:
         """With the columns as attributes: as they are now, not as this session met them before. They show what it has
         changed, but not what was appended."""
-        Session.flush(session)
-        connection = session.connection()
+        if isinstance(session, Writing):
+            session.write_entities()
+        return self.execute(session, values)
+
+    def execute(self, session: Session, values: Mapping[str, Any]) -> Sequence[Any]:
+        """As they are in the database, whatever this session has changed."""
+        connection = _connection(session)
         ready = self._for(connection.dialect)
         if ready.expands:
             return connection.execute(self._statement, values).all()
@@ -349,7 +368,7 @@ class Prepared:
         return next(iter(self.rows(session, **values)), None)
 
     def execute_many(self, session: Session, values: Sequence[Mapping[str, Any]]) -> None:
-        connection = session.connection()
+        connection = _connection(session)
         ready = self._for(connection.dialect)
         ready.execute(connection, [ready.bound(one) for one in values], many=True)
 
@@ -357,6 +376,44 @@ class Prepared:
         if self._ready is None or self._ready.dialect is not dialect:
             self._ready = _Ready(self._statement, self._columns, dialect)
         return self._ready
+
+
+class Entities(Generic[R]):
+    """`STEPS = Entities(select(ScheduledStep).where(…))`, and then again and again `STEPS.all(session, …)`: rows of one
+    table as they are now, also those that this session has met before."""
+
+    def __init__(self, statement: SelectOfScalar[R]) -> None:
+        self._table: type[R] = statement.column_descriptions[0]["entity"]
+        self._prepared = Prepared(statement.with_only_columns(*_table(self._table).columns, maintain_column_froms=True))
+
+    def all(self, session: Session, **values: Any) -> list[R]:
+        return [self._met(session, row._asdict()) for row in self._prepared.rows(session, **values)]
+
+    def first(self, session: Session, **values: Any) -> R | None:
+        return next(iter(self.all(session, **values)), None)
+
+    def one(self, session: Session, **values: Any) -> R:
+        """Raises NoResultFound, as a select does."""
+        found = self.all(session, **values)
+        if not found:
+            raise NoResultFound("there is no such row")
+        return found[0]
+
+    def _met(self, session: Session, values: dict[str, Any]) -> R:
+        mapper: Any = inspect(self._table)
+        key = mapper.identity_key_from_primary_key([values[column.key] for column in mapper.primary_key])
+        row: R | None = session.identity_map.get(key)
+        if row is None:
+            row = mapper.class_manager.new_instance()
+            row.__dict__.update(values)
+            make_transient_to_detached(row)
+            session.add(row)
+        elif inspect(row).expired_attributes:
+            session.expunge(row)
+            return self._met(session, values)
+        else:
+            row.__dict__.update(values)
+        return row
 
 
 class _Ready:
@@ -414,43 +471,106 @@ class _Ready:
         )  # fmt: skip
 
 
+def _connection(session: Session) -> Connection:
+    """Asked for once in a transaction: SQLAlchemy looks for it each time."""
+    connection: Connection = session.info.get(CONNECTION) or session.connection()
+    return connection
+
+
 def insert(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> int:
     """The key of the new row. What is not said is the column's default."""
-    key: int = _inserting(table).first(session, **_with_defaults(table, values))[0]
+    key: int = _inserting(table, False).first(session, **with_defaults(table, values))[0]
     return key
 
 
 def insert_new(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> int | None:
     """None where a row with the same unique key is there; who inserts it at this moment is waited for."""
-    made = _inserting_new(table, is_sqlite()).first(session, **_with_defaults(table, values))
+    made = _inserting_new(table, is_sqlite()).first(session, **with_defaults(table, values))
     return made and made[0]
 
 
 def update(session: Session, table: type[SQLModel], key: int, values: Mapping[str, Any]) -> None:
     """One row by its key. An entity of it that this session has does not know."""
+    if isinstance(session, Writing):
+        session.write_entities()
+    _update(session, table, key, values)
+
+
+def _update(session: Session, table: type[SQLModel], key: int, values: Mapping[str, Any]) -> dict[str, Any]:
+    """With what each change of a row says by itself."""
     said = {name: make(None) for name, make in _on_update(table)} | dict(values)
-    _updating(table, tuple(said)).rows(session, **said, the_key=key)
+    _updating(table, tuple(said)).execute(session, {**said, "the_key": key})
+    return said
 
 
 def append(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> None:
     """A row that nobody asks for before the next flush, which writes all of them in the order in which they came."""
-    assert isinstance(session, Appending), "rows are appended inside of run"
-    session.info.setdefault(APPENDED, {}).setdefault(table, []).append(_with_defaults(table, values))
+    assert isinstance(session, Writing), "rows are appended inside of run"
+    session.info.setdefault(APPENDED, {}).setdefault(table, []).append(with_defaults(table, values))
 
 
-APPENDED = "appended rows"
+APPENDED, CONNECTION = "appended rows", "connection"
 
 
-class Appending(Session):
-    """The session of a writing transaction."""
+class Writing(Session):
+    """The session of a writing transaction. Our tables have no relationships: their rows are written in the order in
+    which they were added, then what changed in the order of keys, and a unit of work has nothing to find out."""
+
+    has_new = False
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
-        super().flush(objects)
+        self.write_entities()
         for table, rows in self.info.pop(APPENDED, {}).items():
             _appending(table).execute_many(self, rows)
 
+    def add(self, instance: Any, **how: Any) -> None:
+        """Services add what they have changed, which is here already."""
+        if instance not in self:
+            super().add(instance, **how)
+            self.has_new = True
 
-@event.listens_for(Appending, "after_soft_rollback")
+    def write_entities(self) -> None:
+        """All but what was appended."""
+        if self.has_new:
+            for row in self.new:
+                self._insert(row)
+            self.has_new = False
+        if self.identity_map.check_modified():
+            for row in sorted(self.dirty, key=_in_order):
+                self._update(row)
+        if self.deleted:
+            super().flush()
+
+    def _insert(self, row: Any) -> None:
+        table: type[SQLModel] = type(row)
+        values, number = row.__dict__, _table(table).autoincrement_column
+        is_numbered = number is not None and values.get(number.key) is not None
+        names = _columns(table) if is_numbered else _written(table)
+        said = with_defaults(table, {name: values[name] for name in names if name in values})
+        key = _inserting(table, is_numbered).execute(self, said)[0]
+        self.expunge(row)
+        values.update(said, **key._asdict())
+        self._keep(row)
+
+    def _update(self, row: Any) -> None:
+        values, before = row.__dict__, inspect(row).committed_state
+        said = {name: values[name] for name, old in before.items() if values[name] != old}
+        if said:
+            values.update(_update(self, type(row), inspect(row).identity[0], said))
+        make_transient(row)
+        self._keep(row)
+
+    def _keep(self, row: Any) -> None:
+        """As though it had been read just now."""
+        make_transient_to_detached(row)
+        super().add(row)
+
+
+def _in_order(row: Any) -> tuple[str, Any]:
+    return _table(type(row)).name, inspect(row).identity
+
+
+@event.listens_for(Writing, "after_soft_rollback")
 def _forget_appended(session: Session, _transaction: Any) -> None:
     """A savepoint begins with a flush: what is not written was appended since."""
     session.info.pop(APPENDED, None)
@@ -461,9 +581,9 @@ def _table(table: type[SQLModel]) -> Table:
 
 
 @cache
-def _inserting(table: type[SQLModel]) -> Prepared:
+def _inserting(table: type[SQLModel], is_numbered: bool) -> Prepared:
     rows = _table(table)
-    return Prepared(sa_insert(rows).returning(*rows.primary_key), _written(table))
+    return Prepared(sa_insert(rows).returning(*rows.primary_key), _columns(table) if is_numbered else _written(table))
 
 
 @cache
@@ -487,19 +607,25 @@ def _updating(table: type[SQLModel], columns: tuple[str, ...]) -> Prepared:
 
 
 @cache
+def _columns(table: type[SQLModel]) -> list[str]:
+    return [column.key for column in _table(table).columns]
+
+
+@cache
 def _written(table: type[SQLModel]) -> list[str]:
     """All but the key that the database counts."""
     rows = _table(table)
     return [column.key for column in rows.columns if column is not rows.autoincrement_column]
 
 
-def _with_defaults(table: type[SQLModel], values: Mapping[str, Any]) -> dict[str, Any]:
+def with_defaults(table: type[SQLModel], values: Mapping[str, Any]) -> dict[str, Any]:
     constants, makers = _defaults(table)
     said = {**constants, **values}
     for name, make in makers:
         if name not in said:
             said[name] = make(None)
-    assert len(said) == len(_written(table)), f"{table.__name__}: there is no column of that name, or one is missing"
+    assert said.keys() <= set(_columns(table)), f"{table.__name__}: there is no column of that name"
+    assert said.keys() >= set(_written(table)), f"{table.__name__}: a column is missing"
     return said
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Integer, LargeBinary
 from sqlmodel import Field, SQLModel
 
-from broker import clock
+from broker import clock, db
 from broker.db import UTCDateTime
 
 BigInt = BigInteger().with_variant(Integer, "sqlite")  # SQLite autoincrements INTEGER PRIMARY KEY only
@@ -18,6 +18,10 @@ class Row(SQLModel):
     updated_at: dt.datetime = Field(
         default_factory=clock.now, sa_type=UTCDateTime, sa_column_kwargs={"onupdate": clock.now}
     )
+
+    def __init__(self, **said: Any) -> None:
+        """What is not said is the column's default."""
+        self.__dict__.update(db.with_defaults(type(self), said))
 
     @property
     def key(self) -> int:

@@ -117,9 +117,9 @@ class OrderCommand:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an order command came to. reply: ORC-1 of an order response (table 0119): OK, UC (too late to cancel), NA
-    (numbers assigned), SC (status), RQ (replaced as requested). status: ORC-5 of it. placer_*, filler_*: what was
-    assigned here because the sender stated none."""
+    """What an order command came to. reply: ORC-1 of an order response (table 0119): OK, UC (too late to cancel), UX,
+    UH, UR (too old to change, hold, release), NA (numbers assigned), SC (status), RQ (replaced as requested). status:
+    ORC-5 of it. placer_*, filler_*: what was assigned here because the sender stated none."""
 
     order_pk: int
     reply: str = "OK"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
 from broker import db
@@ -12,18 +13,40 @@ from broker.mwl import normalise
 from broker.mwl.commands import Identifier
 
 FIELDS = ("name", "birth_date", "sex")  # by which a person is told from another
+ROW = db.Entities(
+    select(PatientIdentifier).where(
+        PatientIdentifier.value == bindparam("value"), PatientIdentifier.issuer == bindparam("issuer")
+    )
+)
+OWNER = db.Prepared(
+    db.columns(PatientIdentifier.pk, PatientIdentifier.patient_pk, Patient.merged_into)
+    .join(Patient, col(Patient.pk) == PatientIdentifier.patient_pk)
+    .where(PatientIdentifier.value == bindparam("value"), PatientIdentifier.issuer == bindparam("issuer"))
+)
+MERGED_INTO = db.Prepared(db.columns(Patient.merged_into).where(Patient.pk == bindparam("pk")))
+OF_PATIENT = db.Entities(
+    select(PatientIdentifier)
+    .where(PatientIdentifier.patient_pk == bindparam("patient_pk"))
+    .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
+)
 
 
 def row(session: Session, value: str, issuer: str) -> PatientIdentifier | None:
     """As it is now, not as this session met it before it waited for a lock."""
-    query = select(PatientIdentifier).where(PatientIdentifier.value == value, PatientIdentifier.issuer == issuer)
-    return session.exec(query.execution_options(populate_existing=True)).first()
+    return ROW.first(session, value=value, issuer=issuer)
 
 
 def find(session: Session, value: str, issuer: str) -> Patient | None:
     """The patient with that identifier, or the survivor of its merges."""
-    found = row(session, value, issuer)
-    return survivor(session, found.patient_pk) if found else None
+    pk = owner_pk(session, value, issuer)
+    return None if pk is None else db.get(session, Patient, pk)
+
+
+def owner_pk(session: Session, value: str, issuer: str) -> int | None:
+    found = OWNER.first(session, value=value, issuer=issuer)
+    if found is None or found.merged_into is None:
+        return found and found.patient_pk
+    return living_pk(session, found.merged_into)
 
 
 def locked(
@@ -35,10 +58,10 @@ def locked(
     A merge or a move may have been committed between the look and the lock: then it is whom they name now."""
     held: set[int] = set()
     while True:
-        found = [find(session, one.value, one.issuer) for one in wanted]
-        missing = {pk for pk in (also(), *(one.key for one in found if one)) if pk is not None} - held
+        living = [owner_pk(session, one.value, one.issuer) for one in wanted]
+        missing = {pk for pk in (also(), *living) if pk is not None} - held
         if not missing:
-            return found
+            return [None if pk is None else db.get(session, Patient, pk) for pk in living]
         for pk in sorted(missing):
             db.lock(session, Patient, pk)
         held |= missing
@@ -70,22 +93,19 @@ def named(session: Session, value: str, issuer: str, site: Site, node_issuer: st
 
 
 def survivor(session: Session, patient_pk: int) -> Patient:
+    return db.get(session, Patient, living_pk(session, patient_pk))
+
+
+def living_pk(session: Session, patient_pk: int) -> int:
     """The end of the merge chain. A merge always points to a living patient, so the chain has no ring."""
-    patient = session.get_one(Patient, patient_pk)
-    while patient.merged_into is not None:
-        patient = session.get_one(Patient, patient.merged_into)
-    return patient
+    while (into := MERGED_INTO.first(session, pk=patient_pk).merged_into) is not None:
+        patient_pk = into
+    return patient_pk
 
 
 def identifiers(session: Session, patient_pk: int) -> list[PatientIdentifier]:
     """The leading identifier first, those retired by a merge last."""
-    return list(
-        session.exec(
-            select(PatientIdentifier)
-            .where(PatientIdentifier.patient_pk == patient_pk)
-            .order_by(col(PatientIdentifier.retired), col(PatientIdentifier.pk))
-        ).all()
-    )
+    return OF_PATIENT.all(session, patient_pk=patient_pk)
 
 
 def leading(session: Session, patient_pk: int) -> Identifier | None:

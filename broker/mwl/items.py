@@ -3,9 +3,10 @@
 import datetime as dt
 from collections.abc import Sequence
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from broker import casebook, outbox
+from broker import casebook, db, outbox
 from broker.errors import MissingField
 from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep, StepVersion
@@ -15,6 +16,17 @@ from broker.mwl import dataset, identity
 # What a device may be shown, or shown again by a release. Ended steps keep their last version.
 LIVE = ("SCHEDULED", "ARRIVED", "READY", "STARTED", "ON_HOLD")
 INCOMPLETE, CHARACTERS = "incomplete_order", "worklist_characters"
+STATIONS_OF_STEPS = db.Prepared(
+    db.columns(ScheduledStep.pk, ScheduledStep.status, ScheduledStation.ae_title)
+    .outerjoin(ScheduledStation, col(ScheduledStation.step_pk) == ScheduledStep.pk)
+    .where(ScheduledStep.order_pk == bindparam("order_pk"))
+    .order_by(col(ScheduledStep.pk), col(ScheduledStation.pk))
+)
+STATIONS = db.Prepared(
+    db.columns(ScheduledStation.ae_title)
+    .where(ScheduledStation.step_pk == bindparam("step_pk"))
+    .order_by(col(ScheduledStation.pk))
+)
 REASONS_MAX = 50  # of one case; a case that has as many has been seen
 
 
@@ -22,14 +34,17 @@ def rebuild(session: Session, order_pk: int, *, now: dt.datetime) -> None:
     """Encode the items of an order's live steps again; a new version only where the bytes changed.
 
     A step without a type 1 key is on no worklist; one case per order names what is missing (conformance.md 1.3, 7)."""
-    order = session.get_one(ImagingOrder, order_pk)
-    patient = session.get_one(Patient, order.patient_pk)
+    order = db.get(session, ImagingOrder, order_pk)
+    patient = db.get(session, Patient, order.patient_pk)
     known = identity.identifiers(session, patient.key)
     leading = known[0].value if known else ""
     lacking, changed = [], False
-    for procedure, step in _live(session, order_pk):
+    session.flush()
+    for step_pk, titles in _live(session, order_pk).items():
+        step = db.get(session, ScheduledStep, step_pk)
+        procedure = db.get(session, RequestedProcedure, step.requested_procedure_pk)
         try:
-            item = dataset.build(patient, known, order, procedure, step, stations(session, step.key))
+            item = dataset.build(patient, known, order, procedure, step, titles)
             data = dataset.encode_item(item)
         except MissingField as missing:
             lacking.append(f"step {step.sps_id} lacks {missing.place}")
@@ -45,22 +60,17 @@ def rebuild(session: Session, order_pk: int, *, now: dt.datetime) -> None:
 
 def stations(session: Session, step_pk: int) -> list[str]:
     """Scheduled Station AE Titles of a step, in the order in which they were given."""
-    return list(
-        session.exec(
-            select(ScheduledStation.ae_title)
-            .where(ScheduledStation.step_pk == step_pk)
-            .order_by(col(ScheduledStation.pk))
-        ).all()
-    )
+    session.flush()
+    return [row.ae_title for row in STATIONS.rows(session, step_pk=step_pk)]
 
 
-def _live(session: Session, order_pk: int) -> Sequence[tuple[RequestedProcedure, ScheduledStep]]:
-    return session.exec(
-        select(RequestedProcedure, ScheduledStep)
-        .where(ScheduledStep.requested_procedure_pk == RequestedProcedure.pk)
-        .where(ScheduledStep.order_pk == order_pk, col(ScheduledStep.status).in_(LIVE))
-        .order_by(col(ScheduledStep.pk))
-    ).all()
+def _live(session: Session, order_pk: int) -> dict[int, list[str]]:
+    """By key of each live step its stations."""
+    found: dict[int, list[str]] = {}
+    for row in STATIONS_OF_STEPS.rows(session, order_pk=order_pk):
+        if row.status in LIVE:
+            found.setdefault(row.pk, []).extend([row.ae_title] if row.ae_title else [])
+    return found
 
 
 def _renew(session: Session, step: ScheduledStep, data: bytes) -> bool:
@@ -68,7 +78,7 @@ def _renew(session: Session, step: ScheduledStep, data: bytes) -> bool:
     renewed = bool(data) and data != step.dataset
     if renewed:
         step.version += 1
-        session.add(StepVersion(step_pk=step.key, version=step.version, dataset=data))
+        db.append(session, StepVersion, {"step_pk": step.key, "version": step.version, "dataset": data})
     step.dataset = data
     session.add(step)
     return renewed and step.version > 1

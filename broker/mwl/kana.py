@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from functools import lru_cache
 from typing import Literal
 
 VERSION = "2"
@@ -56,6 +57,7 @@ def hiragana(text: str) -> str:
     return "".join(chr(ord(c) - 0x60) if "ァ" <= c <= "ヶ" else c for c in katakana(text))
 
 
+@lru_cache(1024)
 def romanise(text: str, *, long_vowels: bool = False) -> str:
     """タロウ -> TARO, with long_vowels TAROU. What is no kana stays."""
     source = katakana(text)

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sqlmodel import Session, select
+from sqlalchemy import bindparam, delete
+from sqlmodel import Session, col
 
+from broker import db
 from broker.errors import DuplicateKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
 from broker.mwl import items, order_identity, said, steps
@@ -17,6 +19,7 @@ from broker.mwl.steps import Cause
 PROCEDURE_FIELDS = ("description", "code_value", "code_scheme", "code_meaning")
 STEP_FIELDS = ("modality", "start_date", "start_time", "description")
 STATIONS = "stations"  # rows of their own
+UNSET_STATIONS = db.Prepared(delete(ScheduledStation).where(col(ScheduledStation.step_pk) == bindparam("step_pk")))
 
 
 @dataclass
@@ -30,21 +33,32 @@ class Told:
     late: int = 0
 
 
-def tell_parts(session: Session, order: ImagingOrder, command: OrderCommand, telling: Telling, cause: Cause) -> Told:
+def tell_parts(
+    session: Session,
+    order: ImagingOrder,
+    command: OrderCommand,
+    telling: Telling,
+    cause: Cause,
+    *,
+    is_new: bool = False,
+) -> Told:
+    """is_new: the order has no parts yet."""
     told = Told()
-    rows = finding.procedures(session, order, command.procedures, telling.place)
+    rows: list[RequestedProcedure | None] = [None] * len(command.procedures)
+    if not is_new:
+        rows = finding.procedures(session, order, command.procedures, telling.place)
     for place, (row, wanted) in enumerate(zip(rows, command.procedures, strict=True)):
         row = row or _again(told.procedures, "requested_procedure_id", wanted)
-        this, is_new = telling, row is None
+        is_new = row is None
         if row is None:
-            row, this = _make_procedure(session, order, wanted, command, place, cause), replace(telling, refuse=False)
+            row = _make_procedure(session, order, wanted, command, place, telling, cause)
             told.added += 1
             telling.changed.append("procedure")
-        said.tell(this, row, said.contents(wanted, PROCEDURE_FIELDS), "procedure")
-        said.named(row, telling.at)
-        telling.changed += finding.add_numbers(row, wanted)
+        else:
+            said.tell(telling, row, said.contents(wanted, PROCEDURE_FIELDS), "procedure")
+            said.named(row, telling.at)
+            telling.changed += finding.add_numbers(row, wanted)
         told.procedures.append(row)
-        session.add(row)
         rows_of = [None] * len(wanted.steps) if is_new else finding.steps_of(session, row, wanted.steps, telling.place)
         _tell_steps(session, order, row, command, list(zip(rows_of, wanted.steps, strict=True)), telling, told, cause)
     return told
@@ -76,7 +90,6 @@ def _tell_steps(
                 told.added += 1
                 steps.inherit(session, (order, procedure, row), cause, until=before)
         told.steps.append(row)
-        session.add(row)
 
 
 def _tell_step(
@@ -93,7 +106,8 @@ def _tell_step(
     if not is_late:
         telling.changed += finding.add_numbers(step, wanted)
     if STATIONS in new:
-        _set_stations(session, step, values[STATIONS])
+        UNSET_STATIONS.rows(session, step_pk=step.key)
+        _add_stations(session, step, values[STATIONS])
     return False
 
 
@@ -109,7 +123,13 @@ def _again(rows: Sequence[Any], name: str, wanted: Any) -> Any:
 
 
 def _make_procedure(
-    session: Session, order: ImagingOrder, wanted: ProcedureCommand, command: OrderCommand, place: int, cause: Cause
+    session: Session,
+    order: ImagingOrder,
+    wanted: ProcedureCommand,
+    command: OrderCommand,
+    place: int,
+    telling: Telling,
+    cause: Cause,
 ) -> RequestedProcedure:
     policies = command.policies
     number = order_identity.requested_procedure_id(session, order, wanted, policies, place)
@@ -119,6 +139,8 @@ def _make_procedure(
         study_instance_uid=order_identity.study_instance_uid(session, order, wanted, number, policies, cause.site),
     )
     finding.add_numbers(row, wanted)
+    said.tell(replace(telling, refuse=False), row, said.contents(wanted, PROCEDURE_FIELDS), "procedure")
+    said.named(row, telling.at)
     session.add(row)
     session.flush()
     return row
@@ -144,19 +166,16 @@ def _make_step(
     finding.add_numbers(step, wanted)
     if not (wanted.placer_number or wanted.filler_number):
         finding.add_numbers(step, procedure)
-    session.add(step)
-    session.flush()
     said.named(step, telling.at)
     values = _step_contents(wanted)
     said.tell(replace(telling, refuse=False), step, values, "step", {STATIONS: []})
-    _set_stations(session, step, values.get(STATIONS, ()))
+    session.add(step)
+    session.flush()
+    _add_stations(session, step, values.get(STATIONS, ()))
     steps.inherit(session, (order, procedure, step), cause)
     return step
 
 
-def _set_stations(session: Session, step: ScheduledStep, titles: Sequence[str]) -> None:
-    for row in session.exec(select(ScheduledStation).where(ScheduledStation.step_pk == step.key)):
-        session.delete(row)
-    session.flush()
-    session.add_all(ScheduledStation(step_pk=step.key, ae_title=title) for title in titles)
-    session.flush()
+def _add_stations(session: Session, step: ScheduledStep, titles: Sequence[str]) -> None:
+    for title in titles:
+        db.append(session, ScheduledStation, {"step_pk": step.key, "ae_title": title})

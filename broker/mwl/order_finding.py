@@ -1,9 +1,11 @@
 """Which order, procedure and step a message means: by all the numbers that it states, each with its issuer."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 
-from sqlmodel import Session, select
+from sqlalchemy import bindparam
+from sqlmodel import Session, col
 
 from broker import db
 from broker.errors import DuplicateKey, UnknownKey
@@ -18,6 +20,16 @@ STEP_NUMBERS = (*NUMBERS, ("appointment_number", "appointment_issuer"))  # of a 
 TABLES = (RequestedProcedure, ScheduledStep)
 P = TypeVar("P", RequestedProcedure, ScheduledStep)
 W = TypeVar("W", ProcedureCommand, StepCommand)
+PATIENT_OF = db.Prepared(db.columns(ImagingOrder.patient_pk).where(ImagingOrder.pk == bindparam("order_pk")))
+OF_ANY_ISSUER = db.Prepared(db.columns(ImagingOrder.pk).where(ImagingOrder.accession_number == bindparam("number")))
+OF_ACCESSION = db.Prepared(
+    db.columns(ImagingOrder.pk).where(
+        ImagingOrder.accession_number == bindparam("number"), ImagingOrder.accession_issuer == bindparam("issuer")
+    )
+)
+OF_STUDY = db.Prepared(
+    db.columns(RequestedProcedure.order_pk).where(RequestedProcedure.study_instance_uid == bindparam("uid"))
+)
 
 
 # The order
@@ -37,7 +49,8 @@ def find(session: Session, command: OrderCommand, *, besides: int | None = None)
         several = "more than one order" if found else "different orders"
         raise DuplicateKey(command.place or "order", f"its numbers name {several} here; state the accession number")
     (order_pk,) = found
-    order = session.get_one(ImagingOrder, order_pk)
+    assert order_pk is not None
+    order = db.get(session, ImagingOrder, order_pk)
     if command.accession_number and not _has_accession(order, command):
         raise DuplicateKey(command.place or "order", "its numbers belong to an order with another accession number")
     return order_pk
@@ -100,13 +113,13 @@ def locked(session: Session, order_pk: int) -> ImagingOrder:
 
 def _patient_pk(session: Session, order_pk: int) -> int:
     """As it is now: a column is read anew, a row that this session has met is not."""
-    return session.exec(select(ImagingOrder.patient_pk).where(ImagingOrder.pk == order_pk)).one()
+    patient_pk: int = PATIENT_OF.first(session, order_pk=order_pk).patient_pk
+    return patient_pk
 
 
 def pk_by_accession(session: Session, number: str, issuer: str) -> int | None:
-    return session.exec(
-        select(ImagingOrder.pk).where(ImagingOrder.accession_number == number, ImagingOrder.accession_issuer == issuer)
-    ).first()
+    found = OF_ACCESSION.first(session, number=number, issuer=issuer)
+    return found and found.pk
 
 
 def _of_accession(session: Session, command: OrderCommand) -> set[int]:
@@ -115,8 +128,7 @@ def _of_accession(session: Session, command: OrderCommand) -> set[int]:
     exact = pk_by_accession(session, command.accession_number, command.accession_issuer)
     if exact is not None or command.accession_issuer:
         return {exact} if exact is not None else set()
-    query = select(ImagingOrder.pk).where(ImagingOrder.accession_number == command.accession_number)
-    return {pk for pk in session.exec(query).all() if pk is not None}
+    return {found.pk for found in OF_ANY_ISSUER.rows(session, number=command.accession_number)}
 
 
 def _has_accession(order: ImagingOrder, command: OrderCommand) -> bool:
@@ -135,16 +147,21 @@ def _named_orders(session: Session, command: OrderCommand) -> Iterator[set[int |
         for value, owner in dict.fromkeys(pair for pair in values if pair[0]):
             yield set(_orders_with(session, number, value, issuer, owner))
     for uid in filter(None, (wanted.study_instance_uid for wanted in command.procedures)):
-        query = select(RequestedProcedure.order_pk).where(RequestedProcedure.study_instance_uid == uid)
-        yield set(session.exec(query).all())
+        yield {found.order_pk for found in OF_STUDY.rows(session, uid=uid)}
 
 
 def _orders_with(session: Session, number: str, value: str, issuer: str, owner: str) -> Iterator[int]:
     for table in TABLES:
         if hasattr(table, number):
-            yield from session.exec(
-                select(table.order_pk).where(getattr(table, number) == value, getattr(table, issuer) == owner)
-            )
+            found = having(table, number, issuer).rows(session, **{number: value, issuer: owner})
+            yield from (row.order_pk for row in found)
+
+
+@cache
+def having(table: type[RequestedProcedure | ScheduledStep], *names: str) -> db.Prepared:
+    """`order_pk` of the rows with these values in columns of that name; the oldest first."""
+    query = db.columns(table.order_pk).where(*(getattr(table, name) == bindparam(name) for name in names))
+    return db.Prepared(query.order_by(col(table.pk)))
 
 
 def _has_a_group(session: Session, order_pk: int, command: OrderCommand) -> bool:

@@ -3,13 +3,13 @@
 What is derived is the same for the same numbers with their issuers, and is never shared: where another order or
 procedure has it already, that is an error (205)."""
 
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
 from broker import ids
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField
 from broker.model.orders import ImagingOrder, RequestedProcedure
-from broker.model.patients import PatientIdentifier
+from broker.mwl import identity
 from broker.mwl import order_finding as finding
 from broker.mwl.commands import OrderCommand, PersonCommand, Policies, ProcedureCommand, StepCommand
 
@@ -44,10 +44,8 @@ def requested_procedure_id(
     if policies.requested_procedure_id == "generate":
         return ids.short_id("R")
     made = ids.derived_id("R", *_of_order(order), *(_numbers(wanted) or [str(place)]), wanted.study_instance_uid)
-    query = select(RequestedProcedure.pk).where(
-        RequestedProcedure.order_pk == order.pk, RequestedProcedure.requested_procedure_id == made
-    )
-    if session.exec(query).first() is not None:
+    having = finding.having(RequestedProcedure, "order_pk", "requested_procedure_id")
+    if having.first(session, order_pk=order.pk, requested_procedure_id=made):
         raise DuplicateKey("requested procedure id", "the one derived for it is another procedure's; state it")
     return made
 
@@ -76,7 +74,7 @@ def study_instance_uid(
         site.uid_root, *_of_order(order), wanted.placer_issuer, wanted.placer_number, wanted.filler_issuer,
         wanted.filler_number, number,
     )  # fmt: skip
-    if session.exec(select(RequestedProcedure).where(RequestedProcedure.study_instance_uid == uid)).first():
+    if finding.OF_STUDY.first(session, uid=uid):
         raise DuplicateKey("study instance uid", "belongs to another requested procedure")
     return uid
 
@@ -84,7 +82,7 @@ def study_instance_uid(
 def order_number(session: Session, kind: str, column: str, order: ImagingOrder, procedure: RequestedProcedure) -> str:
     """A placer (P) or filler number (F) of ours, for a group that has none; its issuer is the site's name."""
     made = ids.derived_id(kind, *_of_order(order), procedure.requested_procedure_id)
-    if session.exec(select(RequestedProcedure.pk).where(getattr(RequestedProcedure, column) == made)).first():
+    if finding.having(RequestedProcedure, column).first(session, **{column: made}):
         raise DuplicateKey("order", "the number made for it is another order's")
     return made
 
@@ -92,11 +90,8 @@ def order_number(session: Session, kind: str, column: str, order: ImagingOrder, 
 def identifier_pk(session: Session, person: PersonCommand) -> int | None:
     """The row of the leading identifier."""
     leading = person.identifiers[0]
-    return session.exec(
-        select(PatientIdentifier.pk).where(
-            PatientIdentifier.value == leading.value, PatientIdentifier.issuer == leading.issuer
-        )
-    ).first()
+    found = identity.OWNER.first(session, value=leading.value, issuer=leading.issuer)
+    return found and found.pk
 
 
 def refuse_reused_numbers(session: Session, command: OrderCommand, order: ImagingOrder | None) -> None:
@@ -114,8 +109,8 @@ def refuse_reused_numbers(session: Session, command: OrderCommand, order: Imagin
         for table in finding.TABLES:
             if not hasattr(table, columns[0][0]):
                 continue
-            query = select(table.order_pk).where(*(getattr(table, name) == value for name, value in columns))
-            other = session.exec(query.where(col(table.order_pk) != besides).order_by(col(table.pk))).first()
+            found = finding.having(table, *(name for name, _ in columns)).rows(session, **dict(columns))
+            other = next((row.order_pk for row in found if row.order_pk != besides), None)
             if other is not None:
                 what = "appointment belongs" if len(columns) == 2 else "placer and filler number belong"
                 raise DuplicateKey(command.place or "order", f"its {what} to order {other} already")

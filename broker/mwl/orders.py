@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from sqlmodel import Session
 
-from broker import audit, casebook
+from broker import audit, casebook, db
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField
 from broker.model.orders import ImagingOrder, RequestedProcedure
@@ -35,6 +35,7 @@ TOO_OLD = {
     "cancel": ("late_cancel", "a cancel"), "no_show": ("late_cancel", "a no-show"),
     "complete": ("late_change", "a completion"),
 }  # fmt: skip
+UNABLE = {"hold": "UH", "release": "UR"}  # where something newer says the opposite (table 0119)
 ORDERED = "ordered_priority"  # said by a new order; of several groups the most urgent counts, until a change
 DISCONTINUED = "DC"  # ORC-1 or ORC-5: what has begun is known to go on
 
@@ -44,7 +45,7 @@ def apply(
 ) -> ImagingOrder:
     """The order of `carry_out`."""
     outcome = carry_out(session, command, now=now, actor=actor, site=site, message_pk=message_pk)
-    return session.get_one(ImagingOrder, outcome.order_pk)
+    return db.get(session, ImagingOrder, outcome.order_pk)
 
 
 def carry_out(
@@ -74,25 +75,33 @@ def _place(session: Session, command: OrderCommand, cause: Cause) -> tuple[Imagi
     order = finding.placed(session, command, patient)
     order_identity.refuse_reused_numbers(session, command, order)
     is_new = order is None
-    order = order or _create(session, command, patient.key, cause)
-    _withhold(session, order, conflicts, cause)
+    order = order or _made(session, command, patient.key, cause)
     telling = Telling(_at(order, command, cause), _place_of(command), command.known == "refuse" and not is_new)
     told = Told()
+    if is_new:
+        _tell_order(order, command, telling)
+        said.named(order, telling.at)
+        _remember(session, order, command, cause)
+        session.flush()
+        audit.record(session, "order.create", f"order:{order.key}", actor=cause.actor, now=cause.now)
+    _withhold(session, order, conflicts, cause)
     if _is_older_than_all(order, telling.at):
         telling.older = True
     else:
-        told = tell_parts(session, order, command, telling, cause)
-        (_complete if told.added and not is_new else _tell_order)(order, command, telling)
-        said.named(order, telling.at)
+        told = tell_parts(session, order, command, telling, cause, is_new=is_new)
+        if not is_new:
+            (_complete if told.added else _tell_order)(order, command, telling)
+            said.named(order, telling.at)
         if command.begun:  # ORC-5 IP: scheduled, and the patient is here
             steps.happen(session, order, told.steps, "arrive", telling.at, "order", cause)
     _finish(session, order, command, telling, told, cause)
     return order, told
 
 
-def _create(session: Session, command: OrderCommand, patient_pk: int, cause: Cause) -> ImagingOrder:
+def _made(session: Session, command: OrderCommand, patient_pk: int, cause: Cause) -> ImagingOrder:
+    """Not in the database yet."""
     assert command.patient is not None
-    order = ImagingOrder(
+    return ImagingOrder(
         patient_pk=patient_pk,
         accession_number=order_identity.accession_number(session, command),
         accession_issuer=command.accession_issuer,
@@ -100,10 +109,6 @@ def _create(session: Session, command: OrderCommand, patient_pk: int, cause: Cau
         message_pk=cause.message_pk,
         identifier_pk=order_identity.identifier_pk(session, command.patient),
     )
-    session.add(order)
-    session.flush()
-    audit.record(session, "order.create", f"order:{order.key}", actor=cause.actor, now=cause.now)
-    return order
 
 
 def _complete(order: ImagingOrder, command: OrderCommand, telling: Telling) -> None:
@@ -170,7 +175,9 @@ def _change(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
         told = tell_parts(session, order, command, telling, cause)
         _tell_order(order, command, telling)
     _finish(session, order, command, telling, told, cause)
-    return _say_status(session, order, command, STATUS_OF_CHANGE, cause)
+    outcome = _say_status(session, order, command, STATUS_OF_CHANGE, cause)
+    is_stale = telling.older and not telling.changed and outcome.reply == "OK"
+    return Outcome(order.key, "UX", _status(session, order)) if is_stale else outcome
 
 
 def _finish(
@@ -187,7 +194,6 @@ def _finish(
     elif telling.older:
         _trace(session, order, command, cause)
     if telling.changed or told.added:
-        session.flush()
         items.rebuild(session, order.key, now=cause.now)
 
 
@@ -239,7 +245,7 @@ def _say_of(
         doubts["late_cancel"].append(f"a cancel came after {effect.late} of its steps had begun")
     if effect.unborn and are_named and word in TOO_OLD:
         kind, what = TOO_OLD[word]
-        doubts[kind].append(f"{what} is older than the order of what it names")
+        doubts[kind].append(f"{what} {steps.OVERTOOK}")
     if effect.contradicted:
         reason = f"the RIS says that it is completed, and {effect.contradicted} of its steps are not"
         doubts["late_change"].append(reason)
@@ -253,7 +259,8 @@ def _say_of(
         now=cause.now, control=command.control, status=command.status, late=effect.late,
     )  # fmt: skip
     _remember(session, order, command, cause)
-    return Outcome(order.key, "UC" if doubts["late_cancel"] else "OK", _status(session, order))
+    reply = "UC" if doubts["late_cancel"] else UNABLE.get(word, "OK") if effect.older else "OK"
+    return Outcome(order.key, reply, _status(session, order))
 
 
 # Numbers
@@ -402,7 +409,9 @@ def _place_of(command: OrderCommand) -> str:
 
 def _remember(session: Session, order: ImagingOrder, command: OrderCommand, cause: Cause) -> None:
     at = said.not_ahead(command.at, cause.now)
-    order.last_event_at = max(filter(None, (order.last_event_at, at)), default=None)
+    newest = max(filter(None, (order.last_event_at, at)), default=None)
+    if newest != order.last_event_at:
+        order.last_event_at = newest
     session.add(order)
 
 

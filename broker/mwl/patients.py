@@ -81,7 +81,7 @@ def for_order(session: Session, person: PersonCommand, *, now: dt.datetime, acto
     if conflicts:
         return patient, conflicts
     filled, _ = _update(session, patient, _only_gaps(patient, person), cause="order")
-    filled += _add_identifiers(session, patient, person.identifiers)[0]
+    filled += _add_identifiers(session, patient, person.identifiers[1:])[0]
     if filled:
         audit.record(
             session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause="order", changed=filled
@@ -146,21 +146,28 @@ def _is_somebody_else(
     """An update under a retired number that would make another person of the one to whom that number leads: it may
     have been given to somebody else since. As with orders, nothing is changed and a person is asked."""
     named = _leading(command.patient)
-    row = identity.row(session, named.value, named.issuer)
-    if command.event != "update" or row is None or not row.retired:
-        return False
-    taken = _current(patient, command.patient, command.at)
-    current: dict[str, Any] = {name: taken.get(name) for name in FIELDS}
-    person = replace(command.patient, **current)
-    reasons = _contradictions(patient, person, "a message under a number that was retired")
+    reasons = under_retired(session, patient, command.patient, command.at) if command.event == "update" else []
     if not reasons:
         return False
     belongings.ask_about_patient(session, merges.CONFLICT, patient.key, reasons, now=now, actor=actor)
+    row = identity.row(session, named.value, named.issuer)
     audit.record(
         session, "patient.update", f"patient:{patient.key}", actor=actor, now=now, cause=command.cause,
-        outcome="refused", under=row.key,
+        outcome="refused", under=row and row.key,
     )  # fmt: skip
     return True
+
+
+def under_retired(session: Session, patient: Patient, person: PersonCommand, at: dt.datetime | None) -> list[str]:
+    """Why the person of that message is not the patient to whom the retired number leads that it names; empty: is, or
+    the number is in use."""
+    named = _leading(person)
+    row = identity.row(session, named.value, named.issuer)
+    if row is None or not row.retired:
+        return []
+    taken = _current(patient, person, at)
+    current: dict[str, Any] = {name: taken.get(name) for name in FIELDS}
+    return _contradictions(patient, replace(person, **current), "a message under a number that was retired")
 
 
 def _take(
@@ -277,7 +284,8 @@ def _contradictions(patient: Patient, person: PersonCommand, who: str) -> list[s
 
 def _conflicts(session: Session, patient: Patient, person: PersonCommand) -> list[str]:
     reasons = _contradictions(patient, person, "the order")
-    if any((owner := find(session, i.value, i.issuer)) and owner.pk != patient.pk for i in person.identifiers):
+    others = person.identifiers[1:]
+    if any((owner := find(session, one.value, one.issuer)) and owner.pk != patient.pk for one in others):
         reasons.append("one of the order's patient identifiers belongs to another patient")
     return reasons
 

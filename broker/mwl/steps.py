@@ -8,9 +8,10 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sqlalchemy import bindparam
 from sqlmodel import Session, col, select
 
-from broker import audit, casebook, outbox
+from broker import audit, casebook, db, outbox
 from broker.config import Site
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.performed import PerformedStepLink
@@ -29,6 +30,7 @@ PATHS = {
     "no_show": ("release", "no_show"),  # the same, whichever of hold and no-show came first
     "complete": ("release", "start", "complete"),  # no MPPS told of it, so the RIS does
 }
+OVERTOOK = "is older than the order of what it names"  # why a person is asked about an end
 ENDS = ("cancel", "no_show", "complete")
 OF_ITS_TIME = (*ENDS, "arrive")  # reach only the steps that were there when it was said
 NEVER_COMPLETED = ("CANCELED", "DISCONTINUED")
@@ -73,15 +75,13 @@ def move_step(session: Session, step: ScheduledStep, event: str, *, now: dt.date
 
 def of(session: Session, order_pk: int, procedure_pk: int | None = None) -> Sequence[ScheduledStep]:
     """All steps of an order, or of one of its procedures, locked."""
-    query = select(ScheduledStep).where(ScheduledStep.order_pk == order_pk).order_by(col(ScheduledStep.pk))
     if procedure_pk is not None:
-        query = query.where(ScheduledStep.requested_procedure_pk == procedure_pk)
-    return session.exec(query.with_for_update()).all()
+        return OF_PROCEDURE.all(session, order_pk=order_pk, procedure_pk=procedure_pk)
+    return OF_ORDER.all(session, order_pk=order_pk)
 
 
 def procedures_of(session: Session, order_pk: int) -> Sequence[RequestedProcedure]:
-    query = select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk)
-    return session.exec(query.order_by(col(RequestedProcedure.pk))).all()
+    return PROCEDURES.all(session, order_pk=order_pk)
 
 
 def happen(
@@ -123,9 +123,19 @@ def inherit(session: Session, above: Above, cause: Cause, *, until: str = "") ->
     if said.holds(above, "hold"):
         _reach(session, step, above, "hold", said.newest(above, "hold"), "hold", cause)
     ends = [(row.said[end], end) for row in above for end in ENDS if row.said.get(end, "") > born]
-    for at, end in sorted(ends):
-        if not until or at < until:
-            _reach(session, step, above, end, at, end, cause)
+    due = [(at, end) for at, end in sorted(ends) if not until or at < until]
+    for at, end in due:
+        _reach(session, step, above, end, at, end, cause)
+    if due:
+        _answered(session, step.order_pk, cause)
+
+
+def _answered(session: Session, order_pk: int, cause: Cause) -> None:
+    """The end that came before its order has found it: nobody need be asked any more."""
+    for kind in ("late_cancel", "late_change"):
+        case = casebook.find_open(session, kind, f"order:{order_pk}")
+        if case and all(OVERTOOK in reason for reason in case.reasons):
+            casebook.close_case(session, case, now=cause.now, actor=cause.actor, resolution={"action": "took effect"})
 
 
 def _is_here(above: Above) -> bool:
@@ -154,6 +164,18 @@ def _may_complete(session: Session, step: ScheduledStep) -> bool:
     return step.status not in NEVER_COMPLETED and (
         step.status != "STARTED" or session.exec(linked.limit(1)).first() is None
     )
+
+
+_of_order = select(ScheduledStep).where(ScheduledStep.order_pk == bindparam("order_pk")).order_by(col(ScheduledStep.pk))
+OF_ORDER = db.Entities(_of_order.with_for_update())
+OF_PROCEDURE = db.Entities(
+    _of_order.where(ScheduledStep.requested_procedure_pk == bindparam("procedure_pk")).with_for_update()
+)
+PROCEDURES = db.Entities(
+    select(RequestedProcedure)
+    .where(RequestedProcedure.order_pk == bindparam("order_pk"))
+    .order_by(col(RequestedProcedure.pk))
+)
 
 
 def status_code(found: Sequence[ScheduledStep]) -> str:

@@ -33,6 +33,10 @@ class Done:
     outcome: Outcome | None = None
 
 
+# What the journal says of a command that was taken and did not do what it asks for.
+LATE = {"UC": "not cancelled", **dict.fromkeys(("UX", "UH", "UR"), "older than what is known")}
+
+
 def carry_out(session: Session, command: Command, cause: Cause) -> Done:
     if cause.said_at and getattr(command, "at", cause.said_at) is None:
         command = replace(command, at=cause.said_at)
@@ -43,7 +47,8 @@ def _order(session: Session, command: OrderCommand, cause: Cause) -> Done:
     outcome = orders.carry_out(
         session, command, now=cause.now, actor=cause.actor, site=cause.site, message_pk=cause.message_pk
     )
-    return Done(f"{command.control} order {outcome.order_pk}", outcome.order_pk, outcome)
+    late = f" ({LATE[outcome.reply]})" if outcome.reply in LATE else ""
+    return Done(f"{command.control} order {outcome.order_pk}{late}", outcome.order_pk, outcome)
 
 
 def _patient(session: Session, command: PatientCommand, cause: Cause) -> Done:

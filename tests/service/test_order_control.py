@@ -8,7 +8,7 @@ from sqlmodel import select
 
 from broker import clock, db, ids
 from broker.archive import status
-from broker.config import Site
+from broker.config import Limits, Site
 from broker.errors import DuplicateKey, MissingField, UnknownKey
 from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
@@ -26,11 +26,13 @@ from broker.mwl.commands import (
     ProcedureCommand,
     StepCommand,
 )
+from broker.ris_bridge import effects
 
 pytestmark = pytest.mark.usefixtures("database")
 NOON = dt.datetime(2025, 7, 5, 3, tzinfo=dt.UTC)
 YAMADA = PersonCommand((Identifier("1", "HOSP"),), "YAMADA^TARO=山田^太郎", "19700101", "M")
 SATO = PersonCommand((Identifier("2", "HOSP"),), "SATO^HANAKO=佐藤^花子", "19850315", "F")
+CAUSE = effects.Cause(clock.now(), "test", Site(), Limits(), 1)
 DERIVE = Policies("derive", "derive", "derive", "derive")
 
 
@@ -482,9 +484,40 @@ def test_a_replacement_that_comes_late_asks_nobody_about_what_was_added_since():
     assert (statuses(), cases()) == (["CANCELED", "SCHEDULED", "SCHEDULED"], [])
 
 
-def test_a_cancel_reaches_the_step_that_turns_out_to_be_older():
-    carry_out(command("XO", 5, unknown="place", patient=YAMADA), command("CA", 3), command(at=1))
+def test_a_cancel_reaches_the_step_that_turns_out_to_be_older_and_asks_nobody_any_more():
+    carry_out(command("XO", 5, unknown="place", patient=YAMADA), command("CA", 3))
+    assert cases() == ["late_cancel"]
+    carry_out(command(at=1))
     assert statuses() == ["CANCELED"]
+    assert [(case.state, case.resolution) for case in rows(ReconciliationCase)] == [
+        ("RESOLVED", {"action": "took effect"})
+    ]
+
+
+def test_a_cancel_that_came_too_late_is_still_asked_about_when_another_takes_effect():
+    carry_out(command(at=1))
+    move("start")
+    second = dataclasses.replace(
+        command(accession="ACC2").procedures[0], steps=(StepCommand("S9", "CT", ("CT1",), "20350705", "093000"),)
+    )
+    carry_out(whole("CA", 3), command(at=2, procedures=(second,)))
+    assert statuses() == ["STARTED", "CANCELED"]
+    assert [case.state for case in rows(ReconciliationCase)] == ["OPEN"]
+
+
+@pytest.mark.parametrize(("control", "newer", "reply"), [("XO", "XO", "UX"), ("HD", "RL", "UH"), ("RL", "HD", "UR")])
+def test_what_is_older_than_what_is_known_is_told_that_it_changed_nothing(control, newer, reply):
+    carry_out(command())
+    first, second = (
+        change(command(one, at), start_time=f"{at}10000") if one == "XO" else whole(one, at)
+        for one, at in ((newer, 5), (control, 3))
+    )
+    carry_out(first)
+    before = statuses(), times()
+    assert carry_out(second).reply == reply
+    assert (statuses(), times()) == before
+    done = db.run(effects.carry_out, second, CAUSE)
+    assert "(older than what is known)" in done.words
 
 
 def test_a_step_that_a_person_brought_back_is_not_cancelled_again_by_an_older_message():

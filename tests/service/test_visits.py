@@ -9,12 +9,20 @@ from broker import clock, db
 from broker.archive import status
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField, UnknownKey
+from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, StepVersion
 from broker.model.patients import Patient
 from broker.model.status import OrderStatus
 from broker.model.work import AuditEvent
-from broker.mwl import visits
-from broker.mwl.commands import Identifier, OrderCommand, ProcedureCommand, StepCommand, VisitCommand
+from broker.mwl import patients, visits
+from broker.mwl.commands import (
+    Identifier,
+    OrderCommand,
+    PatientCommand,
+    ProcedureCommand,
+    StepCommand,
+    VisitCommand,
+)
 from tests.service.test_order_control import (
     SATO,
     YAMADA,
@@ -229,3 +237,19 @@ def test_a_transfer_leaves_orders_that_have_ended(orders):
     carry_out(whole("CA", 1))
     apply(visit("transfer", 2, location="5F"))
     assert rows(ImagingOrder)[0].attributes["CurrentPatientLocation"] == "3F"
+
+
+@pytest.mark.parametrize("order", [None, OrderCommand("note", "ACC1", "RIS")])
+def test_another_person_under_a_retired_number_does_not_arrive_for_the_survivor(orders, order):
+    """The number was merged away, and given to somebody else since."""
+    merge = PatientCommand("merge", YAMADA, Identifier("9", "HOSP"), at=minute(0))
+    db.run(patients.apply, PatientCommand("update", dataclasses.replace(YAMADA, identifiers=(merge.prior,))),
+           now=clock.now(), actor="test")  # fmt: skip
+    db.run(patients.apply, merge, now=clock.now(), actor="test")
+    stranger = dataclasses.replace(SATO, identifiers=(merge.prior,))
+    reached, words = apply(visit("arrive", patient=stranger, order=order))
+    assert (reached, words) == ([], "arrive: under a retired number and another person")
+    assert set(statuses()) == {"SCHEDULED"}
+    assert [case.kind for case in rows(ReconciliationCase)] == ["identifier_conflict"]
+    apply(visit("arrive", patient=dataclasses.replace(YAMADA, identifiers=(merge.prior,)), order=order))
+    assert "ARRIVED" in statuses()

@@ -1,5 +1,6 @@
 """An HL7 v2 message read by position. The raw bytes are the truth; nothing is written back (architecture.md 8)."""
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ SIGN = r"[!-/:-@\[-`{-~]"
 USUAL_SIGNS = "^~\\&"
 HEADER_BYTES_MAX = 64 * 1024
 SWITCHING = re.compile(r'(?:""|ISO[ -]?2022(?:[ -]?1994)?|2\.\d(?:\.\d)?)?')  # table 0356 in MSH-20
+REMEMBERED_CHARACTERS_MAX = 200
 TYPE_CHARACTERS_MAX = 32  # of a stranger's MSH-9 in log and journal; a real one has 7
 
 
@@ -110,6 +112,11 @@ def header(raw: bytes, default_set: str, override: str = "") -> Header:
     if raw.startswith(charset.MARK):
         raw, default_set = raw.removeprefix(charset.MARK), "UTF-8"
     line = raw.lstrip()[:HEADER_BYTES_MAX].split(b"\r" if b"\r" in raw else b"\n", 1)[0]
+    return _header(line, default_set, override)
+
+
+@lru_cache(64)
+def _header(line: bytes, default_set: str, override: str) -> Header:
     separator = line[3:4]
     if not line.startswith(b"MSH") or not re.fullmatch(SIGN, separator.decode("latin_1")):
         raise Unreadable("MSH", "the message does not begin with MSH")
@@ -124,10 +131,11 @@ def header(raw: bytes, default_set: str, override: str = "") -> Header:
 
 
 def _header_text(value: bytes, declared: str, default_set: str) -> str:
-    try:
-        text, _ = charset.decode(value, declared, default_set)
-    except InvalidValue:
-        text = value.decode("latin_1")
+    text = ""
+    if not value.isascii() or b"\x1b" in value:
+        with contextlib.suppress(InvalidValue):
+            text, _ = charset.decode(value, declared, default_set)
+    text = text or value.decode("latin_1")
     return text.replace("\0", "")  # a refusal is kept, too, and no text of PostgreSQL holds a NUL
 
 
@@ -198,11 +206,19 @@ def check(head: Header) -> None:
 
 def part(value: str, delimiters: str, component: int = 1, subcomponent: int = 1) -> str:
     """One component's subcomponent of a repetition, unescaped."""
+    read = _remembered_part if len(value) <= REMEMBERED_CHARACTERS_MAX else _part
+    return read(value, delimiters, component, subcomponent)
+
+
+def _part(value: str, delimiters: str, component: int, subcomponent: int) -> str:
     components = value.split(delimiters[1])
     if len(components) < component:
         return ""
     inner = components[component - 1].split(delimiters[4]) if delimiters[4] != "\0" else [components[component - 1]]
     return unescape(inner[subcomponent - 1], delimiters) if len(inner) >= subcomponent else ""
+
+
+_remembered_part = lru_cache(2048)(_part)  # of one order some eighty are asked for, and many are the same
 
 
 def unescape(text: str, delimiters: str) -> str:

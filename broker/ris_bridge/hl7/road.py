@@ -211,7 +211,7 @@ def sender_of(session: Session, row: Journalled, settings: Settings) -> Sender |
     if intake := intakes.of_peer(session, row.peer):
         return intakes.sender(intake)
     try:
-        return _sender(_senders(session), received(row.raw, row.peer, settings))[0]
+        return _sender(SENDERS.all(session), received(row.raw, row.peer, settings))[0]
     except BrokerError:
         return None
 
@@ -355,8 +355,7 @@ def _parts_of(peer: str) -> tuple[str, list[str]]:
     return address, [name.casefold() for name in names.split("|") if name]
 
 
-def _senders(session: Session) -> Sequence[Sender]:
-    return session.exec(select(Sender).order_by(col(Sender.pk))).all()
+SENDERS = db.Entities(select(Sender).order_by(col(Sender.pk)))
 
 
 _seen: tuple[Engine, Sequence[Sender]] | None = None
@@ -364,7 +363,7 @@ _seen: tuple[Engine, Sequence[Sender]] | None = None
 
 def _known_senders() -> Sequence[Sender]:
     global _seen
-    senders = db.read(_senders)
+    senders = db.read(SENDERS.all)
     _seen = db.engine(), senders
     return senders
 
