@@ -122,9 +122,11 @@ def _without_secrets(entry: Entry) -> Entry:
 
 
 def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor: str) -> list[tuple[str, str]]:
-    """Make each entry so; what the file does not name stays. Gives (`node CT1`, what happened) for each: `added`,
-    `changed`, `unchanged`, or `missing`, a token or an intake that does not exist and whose secret is masked."""
-    return [(f"{entry.word} {entry.named}", _put(session, entry, now=now, actor=actor)) for entry in entries]
+    """Make each entry so, profiles before those that name them; what the file does not name stays. Gives (`node CT1`,
+    what happened) for each: `added`, `changed`, `unchanged`, or `missing`, a token or an intake that does not exist and
+    whose secret is masked."""
+    ordered = sorted(entries, key=lambda one: not isinstance(one, MappingEntry))
+    return [(f"{entry.word} {entry.named}", _put(session, entry, now=now, actor=actor)) for entry in ordered]
 
 
 def read_file(path: Path) -> list[Entry]:
@@ -193,6 +195,8 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
         return store.put(session, entry.text, now=now, actor=actor, name=entry.name)[2]
     subject, values = f"{entry.word}:{entry.named}", entry.model_dump()
     row = _find(session, entry, entry.named)
+    if isinstance(entry, SenderEntry | IntakeEntry) and getattr(row, "mapping", "") != entry.mapping:
+        _check_profile(session, entry)
     if isinstance(entry, TokenEntry) and entry.secret != MASK:
         values["digest"] = token_digest(entry.secret)
     if isinstance(entry, IntakeEntry) and MASK in entry.url:
@@ -206,6 +210,15 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
     session.add(TABLES[type(entry)](**values))
     audit.record(session, "site.change", subject, actor=actor, now=now, change="added")
     return "added"
+
+
+def _check_profile(session: Session, entry: SenderEntry | IntakeEntry) -> None:
+    """Else its first message would tell. One that names it already stays as it is: an upgrade must start."""
+    if entry.mapping and store.find(session)(entry.mapping) is None:
+        raise InvalidValue(
+            f"{entry.word} {entry.named} mapping",
+            f"no such profile: {entry.mapping}; broker mapping list shows those that there are",
+        )
 
 
 def _change(

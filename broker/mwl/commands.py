@@ -93,9 +93,10 @@ class OrderCommand:
     """control: table 0119. status: ORC-5 (table 0038), empty or unlisted: control decides. patient: of a new order,
     whom it is for; of the others, whose the sender says it is. begun: the exam is already in progress (ORC-5 IP of a
     new order). at: the order's own time (ORC-9, else MSH-7), for the stale guard. accession_number: empty = make one
-    by `policies`. known: what to do with a new order that is known with other content. unknown: what to do with a
-    change of an order that is not known. replaces: the orders that this one stands in for, by their numbers. place:
-    where in the message the order stands (`ORC^1`), for errors."""
+    by `policies`. is_issuer_assumed: the message does not say whose number that is (OBR-18 has no room for it). known:
+    what to do with a new order that is known with other content. unknown: what to do with a change of an order that is
+    not known. replaces: the orders that this one stands in for, by their numbers. place: where in the message the order
+    stands (`ORC^1`), for errors."""
 
     control: Control
     accession_number: str = ""
@@ -113,6 +114,7 @@ class OrderCommand:
     known: Literal["refuse", "change"] = "refuse"
     unknown: Literal["refuse", "place"] = "refuse"
     policies: Policies = Policies()
+    is_issuer_assumed: bool = False
 
 
 @dataclass(frozen=True)

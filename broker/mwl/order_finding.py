@@ -123,18 +123,17 @@ def pk_by_accession(session: Session, number: str, issuer: str) -> int | None:
 
 
 def _of_accession(session: Session, command: OrderCommand) -> set[int]:
-    """Of the stated issuer. Where it is not stated (OBR-18 has no room for it) and the site has none: the order without
-    one, else all of that number; where these are several, another number must tell which."""
+    """Of the stated issuer. Where it is not stated: the order of the site's own, or of none, else all of that number;
+    where these are several, another number must tell which."""
     exact = pk_by_accession(session, command.accession_number, command.accession_issuer)
-    if exact is not None or command.accession_issuer:
+    if exact is not None or (command.accession_issuer and not command.is_issuer_assumed):
         return {exact} if exact is not None else set()
     return {found.pk for found in OF_ANY_ISSUER.rows(session, number=command.accession_number)}
 
 
 def _has_accession(order: ImagingOrder, command: OrderCommand) -> bool:
-    return order.accession_number == command.accession_number and command.accession_issuer in (
-        "", order.accession_issuer,
-    )  # fmt: skip
+    is_issuers = command.is_issuer_assumed or command.accession_issuer in ("", order.accession_issuer)
+    return order.accession_number == command.accession_number and is_issuers
 
 
 def _named_orders(session: Session, command: OrderCommand) -> Iterator[set[int | None]]:

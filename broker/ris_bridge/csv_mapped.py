@@ -8,6 +8,7 @@ from typing import Any
 from broker.config import Site
 from broker.errors import InvalidValue, MissingField
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
+from broker.ris_bridge import alike
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.mapping import paths
 from broker.ris_bridge.mapping.profile import Group, Profile
@@ -20,6 +21,7 @@ LEVELS = ("patient", "visit", "order", "procedure", "step")
 ROWS_ARE = "ORM^O01"  # for the rules of a profile that say what a message means
 CONTROL = "control"  # the column that says what a row wants, in the words of the profile's [controls]
 CONTROLS = {"NW": "NW", "XO": "NW", "CA": "CA", "DC": "CA"}  # a row that is there says how the order is
+SAID_TWICE = "another row of this order says something else under the same ID; give each its own ID"
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
 
 
@@ -90,7 +92,7 @@ def _cancel(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.dateti
         accession_number=order["accession_number"],
         accession_issuer=order.get("accession_issuer") or site.accession_issuer,
         patient=PersonCommand((Identifier(patient["id"], patient.get("issuer") or site.patient_id_issuer),)),
-        at=order.get("at") or at,
+        at=_happened(order, at),
         place="order",
     )
 
@@ -106,25 +108,36 @@ def _order(profile: Profile, rows: Sequence[Reading], site: Site, at: dt.datetim
     _need(profile, site, "accession_number", order, first)
     procedures: list[tuple[Any, ProcedureCommand]] = []
     for row in rows:
-        step = _step(profile, row, site)
+        made_step = _step(profile, row, site)
         known = next((n for n, (said, _) in enumerate(procedures) if said == row.said["procedure"]), None)
         if known is None:
-            procedures.append((row.said["procedure"], replace(_procedure(profile, row, site), steps=(step,))))
+            procedures.append((row.said["procedure"], replace(_procedure(profile, row, site), steps=(made_step,))))
         else:
             said, made = procedures[known]
-            procedures[known] = said, replace(made, steps=(*made.steps, step))
+            procedures[known] = said, replace(made, steps=(*made.steps, made_step))
+    found = [one for _, one in procedures]
+    if wrong := alike.contradiction(found):
+        procedure, step = wrong
+        lines = [row.line for row in rows if row.said["procedure"] == procedures[procedure][0]]
+        name = "procedure.requested_procedure_id" if step is None else "step.sps_id"
+        raise InvalidValue(f"line {lines[step or 0]} {name}", SAID_TWICE, err="102")
     fields = {**order, "accession_issuer": order.get("accession_issuer") or site.accession_issuer}
     return OrderCommand(
         "NW",
         patient=_person(first, site),
-        procedures=tuple(one for _, one in procedures),
+        procedures=tuple(replace(one, steps=alike.once(one.steps)) for one in found),
         attributes=attributes | first.said["visit"][1],
         place="order",
         known=profile.identity.known or "change",
         unknown=profile.identity.unknown or "refuse",
         policies=profile.policies(site),
-        **{**fields, "at": fields.get("at") or at},
+        **{**fields, "at": _happened(order, at)},
     )
+
+
+def _happened(order: dict[str, Any], at: dt.datetime) -> dt.datetime | None:
+    """A date alone is the second of that day at which the file was written."""
+    return values.happened(order.get("at"), values.Span(at, at))
 
 
 def _person(row: Reading, site: Site) -> PersonCommand:

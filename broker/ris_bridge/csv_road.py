@@ -18,7 +18,7 @@ from broker.errors import BrokerError, InvalidValue, MissingField
 from broker.model.messages import Message
 from broker.model.site import Intake
 from broker.mwl.commands import Command, Identifier, OrderCommand, PersonCommand
-from broker.ris_bridge import csv_mapped, intakes, rest_orders
+from broker.ris_bridge import alike, csv_mapped, intakes, rest_orders
 from broker.ris_bridge.effects import Done
 from broker.ris_bridge.hl7 import charset
 from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Read, Received, Road
@@ -28,6 +28,7 @@ from broker.ris_bridge.turns import Keys
 
 PROTOCOL = "csv"
 CONTROLS = ("", "NW", "CA")
+DEFAULT_SET = "UTF-8"
 # What a column may be called. Each name is the path of the same value in the body of POST /api/v1/orders, where
 # `procedure` and `step` stand for those of the row.
 ORDER = (
@@ -189,7 +190,12 @@ def command(listed: Sequence[tuple[int, dict[str, str]]], site: Site, at: dt.dat
     except BrokerError as error:
         error.place = _place(error.place, line, places)
         raise
-    return replace(placed, known="change", at=at)
+    if wrong := alike.contradiction(placed.procedures):
+        procedure, step = wrong
+        path = f"requested_procedures.{procedure}" + (".id" if step is None else f".steps.{step}.sps_id")
+        raise InvalidValue(_place(path, line, places), csv_mapped.SAID_TWICE, err="102")
+    procedures = tuple(replace(one, steps=alike.once(one.steps)) for one in placed.procedures)
+    return replace(placed, procedures=procedures, known="change", at=at)
 
 
 def _cancel(line: int, cells: dict[str, str], site: Site, at: dt.datetime) -> OrderCommand:
@@ -257,7 +263,7 @@ def _place(path: str, line: int, places: dict[str, int]) -> str:
 
 def _rows(raw: bytes, character_set: str) -> Iterator[Row]:
     """Rows with their bytes; lines without anything are none. A quoted cell may hold line ends."""
-    text, _ = charset.decode(raw, character_set, "UTF-8")
+    text = _decoded(raw, character_set)
     pattern = r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z"
     lines, pieces = re.findall(pattern, text), re.findall(pattern.encode(), raw)
     if len(lines) != len(pieces):
@@ -277,6 +283,15 @@ def _rows(raw: bytes, character_set: str) -> Iterator[Row]:
         if any(cell.strip() for cell in cells):
             yield Row(begun + 1, cells, b"".join(pieces[begun : reader.line_num]))
         begun = reader.line_num
+
+
+def _decoded(raw: bytes, character_set: str) -> str:
+    """Nobody sees MSH-18 in a CSV file: the error names the setting."""
+    try:
+        return charset.decode(raw, character_set, DEFAULT_SET)[0]
+    except InvalidValue as error:
+        mend = "say its character set in character_set of the intake (broker intake add … --character-set CP932)"
+        raise InvalidValue("file", f"{error.text} ({character_set or DEFAULT_SET}): {mend}", err="102") from None
 
 
 def _names(header: Row | None, profile: Profile | None = None) -> list[str]:

@@ -7,18 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from sqlalchemy.exc import DataError, OperationalError
-from sqlmodel import SQLModel, select
+from sqlalchemy.exc import DataError
+from sqlmodel import select
 
 from broker import clock, db, site
 from broker.errors import BrokerError
 from broker.model.messages import Message
-from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
-from broker.model.site import Intake
+from broker.model.orders import RequestedProcedure, ScheduledStep
 from broker.model.work import AuditEvent
 from broker.ris_bridge import csv_road, folders, inbox, journal, replay
 from broker.ris_bridge.mapping import store
 from broker.sim.ris import omi
+from tests.intakes import away_at, change_intake, intake, numbers, rows
 from tests.world import SATO, YAMADA, order
 
 HEADER = (
@@ -56,7 +56,7 @@ class Folder:
 
     def work(self) -> None:
         """One pass, as if its time had come."""
-        db.run(lambda session: setattr(session.exec(select(Intake)).one(), "next_at", None))
+        change_intake(next_at=None)
         folders.work(self.settings)
 
     def names(self, where: str = ".") -> list[str]:
@@ -70,15 +70,7 @@ class Folder:
 
     @property
     def error(self) -> str:
-        return db.read(lambda session: session.exec(select(Intake)).one()).last_error
-
-
-def rows(table: type[SQLModel]) -> list:
-    return db.read(lambda session: list(session.exec(select(table).order_by(table.pk)).all()))
-
-
-def numbers() -> list[str]:
-    return sorted(one.accession_number for one in rows(ImagingOrder))
+        return intake().last_error
 
 
 @pytest.fixture
@@ -166,7 +158,7 @@ def test_a_refused_message_of_a_folder_is_looked_at_again_as_the_folder_is_told_
     folder.put("a.hl7", omi(order()).decode("iso2022_jp").encode("cp932"))
     folder.work()
     assert [message.state for message in rows(Message)] == ["REJECTED"]
-    db.run(lambda session: setattr(session.exec(select(Intake)).one(), "character_set", "CP932"))
+    change_intake(character_set="CP932")
     assert replay.replay(1, folder.settings, actor="meyer")["outcome"] == "applied"
 
 
@@ -407,18 +399,8 @@ def test_a_process_that_dies_at_any_step_loses_no_file_and_doubles_no_order(fold
 def test_when_the_database_goes_away_the_file_is_where_it_was(folder, monkeypatch):
     folder.add()
     folder.put("a.hl7", omi(order("ACC001")) + omi(order("ACC002")))
-    take, calls = inbox.take, []
-
-    def away(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OperationalError("", {}, Exception("gone"))
-        return take(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(inbox, "take", away)
-        with pytest.raises(OperationalError):
-            folder.work()
+    with away_at(monkeypatch, 2):
+        folder.work()
     assert folder.names() == ["a.hl7"]
     folder.work()
     assert (numbers(), folder.names("done")) == (["ACC001", "ACC002"], ["a.hl7"])
@@ -677,7 +659,8 @@ def test_a_profile_says_which_rows_are_ignored_and_which_cancel(folder):
 
 
 def test_a_profile_that_is_not_there_puts_the_file_aside(folder):
-    folder.add(format="csv", mapping="nowhere")
+    folder.add(format="csv")
+    change_intake(mapping="nowhere")
     folder.put("a.csv", CLINIC)
     folder.work()
     assert "mapping nowhere" in folder.reasons()
@@ -720,11 +703,11 @@ def test_an_entry_goes_through_a_site_file_and_another_url_begins_anew(folder, t
     file = tmp_path / "site.toml"
     text = db.read(site.export)
     file.write_text(text, "utf-8")
-    db.run(lambda session: setattr(session.exec(select(Intake)).one(), "cursor", "17"))
+    change_intake(cursor="17")
     assert db.run(site.apply, site.read_file(file), now=clock.now(), actor="test") == [("intake in", "unchanged")]
     file.write_text(text.replace("https://ris/orders", "https://ris/new"), "utf-8")
     assert db.run(site.apply, site.read_file(file), now=clock.now(), actor="test") == [("intake in", "changed")]
-    assert db.read(lambda session: session.exec(select(Intake)).one()).cursor == ""
+    assert intake().cursor == ""
 
 
 @pytest.mark.usefixtures("database")
@@ -739,7 +722,7 @@ def test_what_the_query_of_a_url_says_is_shown_to_nobody_and_kept_over_a_site_fi
         return outcome
 
     def url() -> str:
-        return db.read(lambda session: session.exec(select(Intake)).one()).url
+        return intake().url
 
     add("https://ris/feed?apikey=SECRET&site=1")
     text = db.read(site.export)

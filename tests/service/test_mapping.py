@@ -3,13 +3,14 @@
 import datetime as dt
 
 import pytest
-from sqlmodel import select
+from sqlmodel import delete, select
 
 from broker import clock, db, site
-from broker.errors import BrokerError, ConfigError, DuplicateKey, UnknownKey
+from broker.errors import BrokerError, ConfigError, DuplicateKey, InvalidValue, UnknownKey
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, Report, ScheduledStep
 from broker.model.patients import Patient, PatientIdentifier
+from broker.model.site import MappingProfile, Sender
 from broker.model.work import AuditEvent
 from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.mapping import profile, store, trial
@@ -47,7 +48,11 @@ def test_each_change_is_a_version_and_the_same_text_is_none(database):
         ("mine", 1, "added"), ("mine", 1, "unchanged"), ("mine", 2, "changed"), ("mine", 3, "changed"),
     ]  # fmt: skip
     assert [(row.version, row.active) for row in db.read(store.rows)] == [(3, True), (2, False), (1, False)]
-    said = db.read(lambda session: session.exec(select(AuditEvent).where(AuditEvent.subject == "mapping:mine").order_by(AuditEvent.pk)).all())
+    said = db.read(
+        lambda session: session.exec(
+            select(AuditEvent).where(AuditEvent.subject == "mapping:mine").order_by(AuditEvent.pk)
+        ).all()
+    )
     assert [(one.actor, one.detail["version"]) for one in said] == [("test", 1), ("test", 2), ("test", 3)]
 
 
@@ -84,7 +89,8 @@ def test_a_change_below_is_refused_where_it_breaks_what_stands_on_it(database):
 
 def test_the_next_message_is_read_by_the_new_version(database, settings):
     """No restart: the version in use is asked for with each message."""
-    register("mine")
+    register("")
+    db.run(lambda session: setattr(session.exec(select(Sender)).one(), "mapping", "mine"))
     assert b"MSA|AE" in send(order_message(1), settings)  # no such profile: told, and looked at again later
     put(MINE)
     assert b"MSA|AA" in send(order_message(1), settings)
@@ -120,11 +126,12 @@ def test_a_profile_reads_its_own_messages_alone(database):
 
 
 def test_a_message_that_its_profile_ignores_is_answered_and_changes_nothing(database, settings):
+    put(MINE)
     register("mine")
     put(MINE + '[[message]]\ntype = "ORM"\nwhen = ["OBR-24 = CT"]\nmeans = "ignore"\n')
     assert b"MSA|AA" in send(order_message(1), settings)
     (row,) = journalled()
-    assert (row.state, row.became, row.mapping) == ("APPLIED", "ignored by its profile", "mine v1")
+    assert (row.state, row.became, row.mapping) == ("APPLIED", "ignored by its profile", "mine v2")
     assert db.read(lambda session: session.exec(select(ImagingOrder)).all()) == []
 
 
@@ -267,3 +274,32 @@ def test_a_site_file_with_a_wrong_profile_is_refused_whole(database, tmp_path, t
 def _import(file) -> list[tuple[str, str]]:
     now = dt.datetime.now(dt.UTC)
     return db.run(site.apply, site.read_file(file), now=now, actor="test")
+
+
+def applied(folder, text: str) -> list[tuple[str, str]]:
+    file = folder / "site.toml"
+    file.write_text(text, "utf-8")
+    return _import(file)
+
+
+def test_a_sender_or_an_intake_that_names_an_unknown_profile_is_refused(database, tmp_path):
+    with pytest.raises(InvalidValue) as refused:
+        register("mine")
+    assert (refused.value.place, "no such profile: mine" in refused.value.text) == ("sender his mapping", True)
+    with pytest.raises(InvalidValue) as refused:
+        db.run(site.add_intake, "in", now=clock.now(), actor="test", kind="folder", path="/a", mapping="mine")
+    assert refused.value.place == "intake in mapping"
+    text = '[[sender]]\nname = "his"\nmapping = "mine"\n'
+    with pytest.raises(InvalidValue) as refused:
+        applied(tmp_path, text)
+    assert (refused.value.place, db.read(site.senders)) == ("sender his mapping", [])
+    text += f"[mapping.mine]\ntext = '''\n{MINE}'''\n"  # wherever in the file it stands
+    assert applied(tmp_path, text) == [("mapping mine", "added"), ("sender his", "added")]
+    assert db.run(site.add_sender, "north", now=clock.now(), actor="test", mapping="jahis") == "added"
+
+
+def test_a_sender_that_names_an_unknown_profile_already_does_not_stop_the_site_file(database, tmp_path):
+    put(MINE), register("mine")
+    db.run(lambda session: session.exec(delete(MappingProfile)))
+    text = '[[sender]]\nname = "his"\napplication = "HIS"\nmapping = "mine"\n'
+    assert applied(tmp_path, text) == [("sender his", "unchanged")]

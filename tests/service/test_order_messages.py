@@ -147,3 +147,19 @@ def test_a_value_that_no_row_can_hold_is_the_messages_fault_and_not_the_database
     else:
         assert b"MSA|AE" in reply.raw
         assert [one.state for one in journalled] == ["REJECTED"]
+
+
+def test_a_change_that_says_only_the_day_is_not_older_than_the_order_of_that_morning(database, settings):
+    """Many senders write a date into ORC-9: midnight is not meant."""
+    send(message("A", 0, "20251201090000", group("A", 1, "NW", start="20251210093000")), settings)
+    moved = group("A", 1, "XO", at="20251201", start="20251210140000")
+    assert b"MSA|AA" in send(message("A", 1, "20251201100000", moved), settings)
+    assert steps("A")["S1"][2] == "140000"
+
+
+def test_a_message_that_contradicts_itself_about_a_step_changes_nothing(database, settings):
+    placed("A", settings, "SC")
+    both = [group("A", 1, "XO", start=f"202512101{hour}0000") for hour in (1, 2)]
+    answer = send(message("A", 1, "20251201100000", *both), settings)
+    assert b"MSA|AE" in answer and b"ERR|OBR^2^20^102" in answer and b"own ID" in answer
+    assert steps("A")["S1"][2] == "093000"

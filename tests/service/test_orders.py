@@ -448,3 +448,47 @@ def test_what_was_cancelled_is_not_ordered_again_under_its_old_numbers():
     with pytest.raises(DuplicateKey):
         apply(command(at=NOON + dt.timedelta(minutes=9)))
     assert statuses() == {"ACC1": "CANCELED"}
+
+
+# A number whose owner the message does not name
+
+
+def assuming(control: str, **changes) -> OrderCommand:
+    """By its accession number alone, and the site's issuer is not the order's."""
+    return command(control, accession_issuer="SITE", is_issuer_assumed=True, procedures=(), **changes)
+
+
+def test_a_number_without_an_owner_finds_the_only_order_that_has_it():
+    apply(command())
+    apply(assuming("CA"))
+    assert [step.status for step in rows(ScheduledStep)] == ["CANCELED"]
+
+
+def test_a_number_without_an_owner_means_the_site_s_own_order_first_and_of_two_others_none():
+    def other(n: int, issuer: str) -> OrderCommand:
+        procedure = dataclasses.replace(
+            command().procedures[0], study_instance_uid=f"1.2.{n}", placer_number=f"P{n}", filler_number=f"F{n}"
+        )
+        return command(accession_issuer=issuer, procedures=(procedure,))
+
+    for n, issuer in enumerate(("RIS", "OTHER"), start=7):
+        apply(other(n, issuer))
+    with pytest.raises(DuplicateKey):
+        apply(assuming("CA"))
+    apply(other(9, "SITE"))
+    apply(assuming("CA"))
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED", "SCHEDULED", "CANCELED"]
+
+
+def test_a_number_whose_owner_is_named_is_nobody_else_s():
+    apply(command())
+    with pytest.raises(UnknownKey):
+        apply(dataclasses.replace(assuming("CA"), is_issuer_assumed=False))
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED"]
+
+
+def test_a_number_without_an_owner_is_no_way_to_another_patient_s_order():
+    apply(command())
+    with pytest.raises(DuplicateKey):
+        apply(assuming("CA", patient=SATO))
+    assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED"]

@@ -343,6 +343,73 @@ def test_all_faults_are_told_at_once():
     assert [problem.line for problem in profile.look(BASE + text)[1]] == [4, 6, 8]
 
 
+def test_faults_of_every_kind_are_told_at_once_each_with_its_line():
+    """Somebody who writes a profile mends them in one go, not one for each run."""
+    text = """colour = "red"
+messages = ["ORM^O01", "orders"]
+[[field]]
+default = "CT"
+[[field]]
+to = "step.modality"
+frm = ["OBR-24"]
+[[field]]
+to = "step.nothing"
+from = ["OBR-24"]
+[[field]]
+to = "step.description"
+from = "OBR-4"
+table = "nowhere"
+[[field]]
+to = "step.start"
+from = ["OBR-x"]
+when = ["what?"]
+[[station]]
+priority = "high"
+ae_titles = ["TOO LONG A TITLE FOR ONE"]
+[[message]]
+type = "ORU"
+means = "nothing"
+[identity]
+known = "maybe"
+unknown = "maybe"
+[controls]
+enabled = ["NW", "ZZ"]
+[controls.meanings]
+X = "Y"
+[tables.sections]
+RAD = 1
+"""
+    found, problems = profile.look(BASE + text)
+    assert found is None
+    lines = [3, 4, 5, 9, 11, 15, 16, 19, 20, 22, 23, 26, 28, 29, 31, 33, 35]
+    assert [one.line for one in problems if not one.warning] == lines
+    with pytest.raises(ConfigError) as refused:
+        made(text)
+    assert "line 3" in refused.value.place
+
+
+def test_a_profile_whose_base_is_wrong_tells_its_own_faults_too():
+    text = '[[field]]\nto = "a.b"\n[[field]]\nto = "step.modality"\ntable = "of the base"\n[[field]]\nto = "step.start"\nfrom = ["x"]\n'
+    for extends, line in (('"nobody"', 2), ("7", 2)):
+        _, problems = profile.look(f'name = "own"\nextends = {extends}\n{text}')
+        assert [one.line for one in problems] == [line, 4, 10]
+    _, problems = profile.look(f'name = "O W N"\n{text}')
+    assert [one.line for one in problems] == [1, 3, 6, 9]
+
+
+@pytest.mark.parametrize(
+    "wrong", ["tables = 1", "field = 1", "field = [1]", "identity = 1", "controls = []", "name = 1", "[tables]\nx = 1"]
+)
+def test_what_is_no_table_at_all_is_told_once(wrong):
+    _, problems = profile.look(wrong if "name" in wrong else f'name = "own"\n{wrong}\n')
+    assert len(problems) == 1
+
+
+def test_the_faults_that_are_told_have_a_limit():
+    _, problems = profile.look(BASE + '[[field]]\nto = "a.b"\n' * 1_000)
+    assert (len(problems), problems[-1].text) == (profile.FAULTS_MAX + 1, "and 900 more faults; mend these first")
+
+
 def test_profiles_that_stand_on_each_other_are_refused():
     texts = {"a": 'name = "a"\nextends = "b"\n', "b": 'name = "b"\nextends = "a"\n'}
     (problem,) = profile.look(texts["a"], texts.get)[1]

@@ -1,5 +1,7 @@
 """What a message says becomes what a command says: field by field, group by group, and never more than is there."""
 
+from zoneinfo import ZoneInfo
+
 import pytest
 
 from broker.config import Limits, Site
@@ -557,3 +559,198 @@ def test_a_fraction_of_a_second_is_kept(said, microsecond):
 def test_a_priority_is_read_in_either_case(said, priority):
     (command,) = orders(field(ORC, 7, f"^^^20251201093000^^{said}"), OBR)
     assert command.priority == priority
+
+
+@pytest.mark.parametrize(
+    ("said", "sent", "time"),
+    [("20251201", "20251201085500", "08:55:00"), ("2025120108", "20251201085500", "08:55:00"),
+     ("202512010855", "20251201085530", "08:55:30"), ("20251201085500", "20251201085500.250", "08:55:00.250000"),
+     ("20251201", "2025120108", "08:00:00"), ("20251201", "20251130235500+0000", "08:55:00"),
+     ("20251201+0900", "20251201085500", "08:55:00"),
+     # MSH-7 lies elsewhere, or says no more
+     ("20251130", "20251201085500", "00:00:00"), ("2025120107", "20251201085500", "07:00:00"),
+     ("202512010854", "20251201085500", "08:54:00"), ("20251201083000", "20251201085500", "08:30:00"),
+     ("20251201", "20251202000000", "00:00:00"), ("20251201083000", "20251201", "08:30:00"),
+     ("20251201", "20251201", "00:00:00")],
+)  # fmt: skip
+def test_a_time_that_is_only_a_date_is_the_second_of_that_day_at_which_the_message_was_made(said, sent, time):
+    """Else an order of today is older than all that was said of it this morning."""
+    msg = parsed("ORM^O01", PID, field(ORC, 9, said), OBR)
+    msg.first("MSH").fields[7] = sent
+    (command,) = orders_in.to_commands(msg, SITE)
+    assert command.at.astimezone(ZoneInfo("Asia/Tokyo")).time().isoformat() == time
+
+
+def test_a_profile_that_reads_the_time_elsewhere_has_the_same_rule_and_one_that_reads_none_has_none():
+    own = 'name = "own"\nextends = "ihe-rad4-2.3.1"\n[[field]]\nto = "order.at"\n'
+    msg = parsed("ORM^O01", PID, field(field(ORC, 15, "20251201"), 9, ""), OBR)
+    made = [orders_in.to_commands(msg, SITE, profiles.parse(own + more))[0].at for more in ('from = ["ORC-15"]\n', "")]
+    assert (made[0].hour, made[0].minute, made[1]) == (8, 55, None)
+
+
+# What one message says twice of one step
+
+
+def twice(*segments: str, kind: str = "ORM^O01", profile=None) -> tuple[str, str]:
+    with pytest.raises(InvalidValue) as refused:
+        orders_in.to_commands(parsed(kind, PID, *segments), SITE, profile)
+    assert refused.value.err == "102"
+    return refused.value.place, refused.value.text
+
+
+def test_a_step_that_is_named_twice_alike_is_one_step():
+    (command,) = orders(ORC, OBR, IPC, IPC, kind="OMI^O23")
+    assert [step.sps_id for step in command.procedures[0].steps] == ["SPS1"]
+    assert len(orders(*group(1, "XO", "CA"), *group(1, "XO"))) == 2  # a blank ORC-5 says nothing
+    for segments in ((ORC, OBR, ORC, OBR), group(1, "XO") * 2):
+        (command,) = orders(*segments)
+        assert [step.sps_id for step in command.procedures[0].steps] == ["SPS1"]
+    (command,) = orders(ORC, OBR, "NTE|1||一", ORC, OBR, "NTE|1||二")
+    assert command.procedures[0].attributes["RequestedProcedureComments"] == "一\n二"
+    (command,) = orders(ORC, OBR, field(ORC, 7, ""), field(OBR, 24, ""))  # what is left out contradicts nothing
+    assert [(step.modality, step.start_time) for step in command.procedures[0].steps] == [("CT", "093000")]
+
+
+def test_an_ipc_that_is_repeated_with_another_station_adds_that_station():
+    """HL7 has one station in IPC-9 (conformance.md 5.2), DICOM several in a step (PS3.3 C.4.10)."""
+    second = field(field(IPC, 7, "CT2"), 9, "CT2")
+    (command,) = orders(ORC, OBR, IPC, second, IPC, kind="OMI^O23")
+    (step,) = command.procedures[0].steps
+    assert step.station_ae_titles == ("CT1", "CT2")
+    assert step.attributes["ScheduledStationName"] == ["CT1", "CT2"]
+
+
+@pytest.mark.parametrize(("number", "value"), [(5, "MR"), (6, "6000100200000000^胸部造影CT^JJ1017-16M"), (8, "CT室2")])
+def test_two_ipc_that_contradict_each_other_about_one_step_are_refused(number, value):
+    """The last one would win, and nobody would know."""
+    place, text = twice(ORC, OBR, IPC, field(field(IPC, 9, "CT2"), number, value), kind="OMI^O23")
+    assert (place, "IPC^1^4" in text, "own ID" in text) == ("IPC^2^4", True, True)
+    steps = orders(ORC, OBR, IPC, field(field(IPC, 4, "SPS2"), number, value), kind="OMI^O23")[0].procedures[0].steps
+    assert len(steps) == 2
+
+
+@pytest.mark.parametrize("control", ["NW", "XO"])
+@pytest.mark.parametrize("left_out", [(), (19,), (18,), (18, 19)])
+@pytest.mark.parametrize(
+    ("segment", "number", "value"),
+    [("ORC", 7, "^^^20251201100000"), ("OBR", 24, "MR"), ("OBR", 31, "^再検査"), ("ORC", 18, "CT2"),
+     ("OBR", 4, "CTCHEST^胸部CT^99LOCAL^CT2^造影^99LOCAL")],
+)  # fmt: skip
+def test_two_groups_that_contradict_each_other_about_one_step_are_refused(control, left_out, segment, number, value):
+    own = profiles.parse(
+        'name = "own"\nextends = "ihe-rad4-2.3.1"\n[identity]\naccession_number = "derive"\n'
+        'requested_procedure_id = "derive"\n'
+    )
+    first = field(field(ORC.replace("NW", control), 18, "CT1"), 16, "")
+    obr = field(OBR, 31, "^初回")
+    for one in left_out:
+        obr = field(obr, one, "")
+    changed = (field(first, number, value), obr) if segment == "ORC" else (first, field(obr, number, value))
+    place, text = twice(first, obr, *changed, profile=own)
+    assert (place, "OBR^1^20" in text) == ("OBR^2^20", True)
+    assert "再検査" not in text
+
+
+@pytest.mark.parametrize(("control", "first", "second"), [("XO", "CA", "IP"), ("SC", "CM", "SC"), ("NW", "IP", "SC")])
+def test_two_groups_that_contradict_each_other_about_the_state_of_one_step_are_refused(control, first, second):
+    assert twice(*group(1, control, first), *group(1, control, second))[0] == "OBR^2^20"
+    assert twice(*group(1, control), *group(1, control, first), *group(1, control, second))[0] == "OBR^3^20"
+
+
+def test_a_step_has_the_numbers_of_one_group():
+    assert twice(ORC, OBR, ORC.replace("P1", "P2"), OBR.replace("P1^", "P2^"))[0] == "OBR^2^20"
+
+
+def test_groups_without_a_step_id_are_told_apart_by_their_numbers():
+    bare = "OBR|1|P1^HIS|F1^RIS"
+    place, text = twice(
+        field(ORC.replace("NW", "XO"), 7, "^^^20251201100000"), bare, field(ORC.replace("NW", "XO"), 7, "^^^20251201110000"), bare
+    )  # fmt: skip
+    assert (place, "ORC^1" in text) == ("OBR^2^20", False)
+    assert len(orders(ORC.replace("NW", "XO"), bare, ORC.replace("NW", "XO").replace("P1", "P2"), bare[:4] + "1")) == 2
+
+
+def test_one_step_id_in_two_orders_or_procedures_or_at_two_times_is_no_contradiction():
+    other = field(OBR, 24, "MR")
+    assert len(orders(ORC, OBR, ORC.replace("P1", "P2"), field(other.replace("P1^", "P2^"), 18, "ACC2"))) == 2
+    (command,) = orders(ORC, OBR, ORC, field(other, 19, "RP2"))
+    assert [[step.modality for step in one.steps] for one in command.procedures] == [["CT"], ["MR"]]
+    later = group(1, "XO", at="20251201090000")
+    assert len(orders(*group(1, "XO"), later[0], field(later[1], 24, "MR"))) == 2
+    again = group(1, "NW")
+    assert len(orders(*group(1, "CA"), field(again[0], 7, "^^^20251205110000"), again[1])) == 2
+
+
+def test_pairs_of_one_study_are_one_procedure_also_where_its_id_is_left_to_us():
+    own = profiles.parse('name = "own"\nextends = "ihe-rad4-2.3.1"\n[identity]\nrequested_procedure_id = "derive"\n')
+    zds, (orc, obr) = "ZDS|1.2.3^A^Application^DICOM", group(2, "NW")
+    segments = (ORC, field(OBR, 19, ""), zds, orc, field(obr, 19, ""), zds)
+    (command,) = orders_in.to_commands(parsed("ORM^O01", PID, *segments), SITE, own)
+    assert [[step.sps_id for step in one.steps] for one in command.procedures] == [["SPS1", "SPS2"]]
+
+
+def test_children_with_one_step_id_are_that_step_with_the_codes_of_all():
+    second = field(DETAIL.replace("60000002", "60001002").replace("正面", "側面"), 20, "S1")
+    first = field(DETAIL, 20, "S1")
+    (command,) = orders(WHOLE, field(OBR, 20, ""), CHILD, first, CHILD, second, CHILD, second, kind="OMG^O19")
+    (step,) = command.procedures[0].steps
+    codes = [one["CodeValue"] for one in step.attributes["ScheduledProtocolCodeSequence"]]
+    assert (step.sps_id, step.description, codes) == ("S1", "胸部正面", ["6000000200000000", "6000100200000000"])
+    (command,) = orders(WHOLE, field(OBR, 20, "S1"), field(CHILD, 7, ""), first, kind="OMG^O19")
+    (step,) = command.procedures[0].steps
+    assert [one["CodeValue"] for one in step.attributes["ScheduledProtocolCodeSequence"]] == ["CT1", "6000000200000000"]
+    later = field(CHILD, 7, "^^^20251201110000")
+    place, _ = twice(WHOLE, field(OBR, 20, ""), CHILD, first, later, second, kind="OMG^O19")
+    assert place == "OBR^3^20"
+
+
+# Odd, and legal
+
+
+def test_the_authority_that_is_shown_is_that_of_the_number_that_is_shown():
+    """Not the one of an account that stands before it, nor none because the first repetition is empty."""
+    own = [{"UniversalEntityID": "1.2.3", "UniversalEntityIDType": "ISO"}]
+    for before in ("", "A9^^^ACC&9.9.9&ISO^AN"):
+        person = orders(ORC, OBR, pid=PID.replace("0000012345^^^HOSP^PI", f"{before}~1^^^HOSP&1.2.3&ISO^PI"))[0].patient
+        assert person.attributes["IssuerOfPatientIDQualifiersSequence"] == own
+    person = orders(ORC, OBR, pid=PID.replace("0000012345", "A9^^^ACC&9.9.9&ISO^AN~1"))[0].patient
+    assert "IssuerOfPatientIDQualifiersSequence" not in person.attributes
+
+
+@pytest.mark.parametrize("kind", ["pi", " PI ", "Mr", '""', ""])
+def test_the_kind_of_a_patient_number_is_read_in_either_case(kind):
+    person = orders(ORC, OBR, pid=PID.replace("HOSP^PI", f"HOSP^{kind}"))[0].patient
+    assert [(one.value, one.type) for one in person.identifiers] == [("0000012345", kind.strip('" ').upper() or "PI")]
+
+
+def test_blanks_around_a_value_are_none_of_it():
+    (command,) = orders(
+        ORC, field(field(OBR, 18, " ACC1 "), 24, " CT "), "ZDS| 1.2.3 ^A^Application^DICOM",
+        pid=PID.replace("19700101|M", " 19700101 | M "),
+    )  # fmt: skip
+    assert (command.patient.sex, command.patient.birth_date, command.accession_number) == ("M", "19700101", "ACC1")
+    assert command.procedures[0].study_instance_uid == "1.2.3"
+    (command,) = orders(ORC, OBR, IPC.replace("1.2.3^", " 1.2.3 ^"), kind="OMI^O23")
+    assert command.procedures[0].study_instance_uid == "1.2.3"
+
+
+def test_an_empty_repetition_says_nothing():
+    (command,) = orders(field(ORC, 7, "~^^^20251202093000^^S"), field(OBR, 16, "~110^B^C"))
+    assert (command.priority, command.procedures[0].steps[0].start_date) == ("STAT", "20251202")
+    assert command.attributes["RequestingPhysician"] == "B^C"
+    (command,) = orders(ORC, OBR, field(IPC, 6, "~6000000200000000^胸部単純CT^JJ1017-16M"), kind="OMI^O23")
+    assert command.procedures[0].steps[0].description == "胸部単純CT"
+
+
+def test_each_repetition_of_a_note_is_a_line():
+    (command,) = orders(ORC, OBR, "NTE|1||造影剤なし~アレルギー^あり~", "NTE|2||三", 'NTE|3||""')
+    assert command.procedures[0].attributes["RequestedProcedureComments"] == "造影剤なし\nアレルギー^あり\n三"
+
+
+@pytest.mark.parametrize("last", ["ADD| and more", "DSC|4711|F"])
+def test_a_message_in_pieces_is_refused(last):
+    """HL7 2.5.1 2.10.2: half a report, or a comment without its end, would look whole."""
+    with pytest.raises(InvalidValue) as refused:
+        orders(ORC, OBR, "NTE|1||first", last)
+    assert (refused.value.err, refused.value.place) == ("100", f"{last[:3]}^1")
+    assert len(orders(ORC, OBR, "DSC|")) == 1

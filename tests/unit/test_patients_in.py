@@ -61,6 +61,19 @@ def test_the_time_is_that_of_the_event_else_of_its_record_else_of_the_message(ev
     assert command.at.astimezone(dt.timezone(dt.timedelta(hours=9))).hour == hour
 
 
+@pytest.mark.parametrize(
+    ("recorded", "occurred", "time"),
+    [("20251201", "", "08:55"), ("2025120108", "", "08:55"), ("", "20251201", "08:55"), ("20251201", "20251201", "08:55"),
+     ("20251201090000", "20251201", "09:00"), ("20251201090000", "2025120108", "08:55"), ("20251130", "", "00:00"),
+     ("20251201090000", "20251130", "00:00")],
+)  # fmt: skip
+def test_an_event_of_which_only_the_day_is_said_has_the_time_of_its_record_or_message_of_that_day(
+    recorded, occurred, time
+):
+    (command,) = commands("A08", f"EVN||{recorded}||||{occurred}", PID)
+    assert f"{command.at:%H:%M}" == time
+
+
 # Measures (conformance.md 5.4)
 
 

@@ -257,3 +257,21 @@ def test_a_profile_may_say_that_it_is_nothing_to_us_and_not_that_it_is_an_order(
     with pytest.raises(BrokerError) as refused:
         commands(*notice, profile=own("order"))
     assert refused.value.err == "201"
+
+
+@pytest.mark.parametrize(
+    ("said", "time"),
+    [("20251201", "10:20"), ("2025120110", "10:20"), ("2025120109", "09:00"), ("20251201101500", "10:15"), ("20251130", "00:00")],
+)  # fmt: skip
+def test_a_report_of_which_only_the_day_is_said_was_issued_when_the_message_of_that_day_was_made(said, time):
+    """Else a final report of today is older than the preliminary one of this morning."""
+    assert f"{report(ORC, with_field(OBR, 22, said), TEXT).issued_at:%H:%M}" == time
+
+
+@pytest.mark.parametrize("kind", ["application^octet-stream", "AP^Octet-stream", "application^", "^"])
+def test_a_pdf_under_a_name_for_any_bytes_is_a_pdf(kind):
+    """Table 0291: Octet-stream is an object of any kind."""
+    made = report(ORC, OBR, DOCUMENT.replace("application^PDF", kind))
+    assert made.document.startswith(b"%PDF-")
+    other = base64.b64encode(b"PK invented").decode()
+    assert refusal(PID, ORC, OBR, DOCUMENT.replace("application^PDF", kind).replace(PDF, other)) == ("102", "OBX^1^5")

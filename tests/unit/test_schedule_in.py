@@ -244,3 +244,31 @@ def test_a_station_rule_says_where_the_room_of_an_appointment_is():
 
 def test_the_reason_is_told():
     assert one("S15", SCH, PID).reason == "機器点検"
+
+
+@pytest.mark.parametrize(
+    ("said", "time"), [("20251201", "08:55"), ("2025120107", "07:00"), ("20251201083000", "08:30")]
+)
+def test_the_time_of_an_appointment_that_is_only_a_date_is_that_of_the_message_of_that_day(said, time):
+    own = profiles.parse(
+        'name = "own"\nextends = "siu-scheduling"\n[[field]]\nto = "order.at"\nfrom = ["ZAP-1", "MSH-7"]\n'
+    )
+    assert f"{one('S13', SCH, PID, *WHOLE, f'ZAP|{said}', profile=own).at:%H:%M}" == time
+
+
+def test_two_services_that_contradict_each_other_about_one_step_are_refused():
+    own = profiles.parse('name = "own"\nextends = "siu-scheduling"\n[[field]]\nto = "step.sps_id"\nfrom = ["AIS-10"]\n')
+    named = with_field(AIS, 10, "S1")
+    second = with_field(with_field(AIS, 10, "S1"), 4, "20251201100000")
+    with pytest.raises(BrokerError) as refused:
+        commands("S13", SCH, PID, RGS, named, second, profile=own)
+    assert (refused.value.err, refused.value.place) == ("102", "AIS^2^10")
+    assert len(steps_of(one("S13", SCH, PID, RGS, named, with_field(second, 10, "S2"), profile=own))) == 2
+    assert [step.sps_id for step in steps_of(one("S13", SCH, PID, RGS, named, named, profile=own))] == ["S1", "S1"]
+
+
+@pytest.mark.parametrize("offset", ["0", "00", "0|min"])
+def test_an_offset_of_nothing_needs_no_unit(offset):
+    ais = with_field(AIS, 4, "") + f"|{offset}"
+    (step,) = steps_of(one("S13", with_field(SCH, 11, "^^^20251201093000"), PID, RGS, ais))
+    assert (step.start_date, step.start_time) == ("20251201", "093000")

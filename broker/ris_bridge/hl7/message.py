@@ -19,6 +19,7 @@ USUAL_SIGNS = "^~\\&"
 HEADER_BYTES_MAX = 64 * 1024
 SWITCHING = re.compile(r'(?:""|ISO[ -]?2022(?:[ -]?1994)?|2\.\d(?:\.\d)?)?')  # table 0356 in MSH-20
 REMEMBERED_CHARACTERS_MAX = 200
+PIECES = ("ADD", "DSC")  # a segment, or a message, that goes on (HL7 2.5.1 2.10.2): half of it would look whole
 TYPE_CHARACTERS_MAX = 32  # of a stranger's MSH-9 in log and journal; a real one has 7
 
 
@@ -149,6 +150,9 @@ def parse(raw: bytes, limits: Limits, default_set: str, override: str = "") -> M
     if len(lines) > limits.mllp_segments_max:
         raise InvalidValue("message", f"has more than {limits.mllp_segments_max} segments", err="100")
     segments = [_segment(line, head.delimiters, limits, n) for n, line in enumerate(lines)]
+    for segment in segments:
+        if segment.name in PIECES and segment.field(1):
+            raise InvalidValue(f"{segment.name}^1", "says that there is more of it elsewhere; send it whole", err="100")
     return Message(replace(head, fields=tuple(segments[0].fields)), segments, vendor)
 
 

@@ -45,7 +45,7 @@ def read(segment: Segment, number: int, site: Site, components: tuple[int, ...] 
         if any(one and one != NULL for one in parts):
             said.append((kind.strip('" ').upper(), code.strip().upper(), parts))
     kinds = LEGAL if any(kind in LEGAL for kind, _, _ in said) else [kind for kind, _, _ in said[:1]]
-    return _name(
+    return grouped(
         [(code, parts) for kind, code, parts in said if kind in kinds], site, segment.place(number), components
     )
 
@@ -55,10 +55,10 @@ def technician(obr: Segment, number: int, site: Site) -> str | None:
     if not obr.field(number):
         return None
     parts = [obr.get(number, 1, n) for n in (2, 3, 4, 5, 6)]
-    return _name([("", parts)], site, obr.place(number), XCN).pn
+    return grouped([("", parts)], site, obr.place(number), XCN).pn
 
 
-def _name(said: list[tuple[str, list[str]]], site: Site, place: str, components: tuple[int, ...]) -> Name:
+def grouped(said: list[tuple[str, list[str]]], site: Site, place: str, components: tuple[int, ...]) -> Name:
     """said: (representation code, [family, given, middle, suffix, prefix])."""
     groups: dict[str, str] = {}
     for code, parts in said:

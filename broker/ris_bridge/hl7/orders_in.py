@@ -2,7 +2,7 @@
 
 Which segments make an order, a procedure and a step stands here; which field says what, in the mapping profile."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,8 @@ from broker import log
 from broker.config import Site
 from broker.errors import InvalidValue, MissingField
 from broker.mwl.commands import PRIORITIES, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
+from broker.ris_bridge import alike
+from broker.ris_bridge.alike import COMMENTS, TEXTS
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Message, Segment, groups
 from broker.ris_bridge.hl7.patients_in import only_pid, patient_of
@@ -90,6 +92,10 @@ class _Reading:
         return {name: segment for name, segment in self.header.items() if name != "NTE"}
 
     @cached_property
+    def sent(self) -> values.Span | None:
+        return values.span(self.msg["MSH-7"], self.site)
+
+    @cached_property
     def visit(self) -> dict[str, Any]:
         return self.profile.said("visit", self.header, self.site, new=True)[1]
 
@@ -98,6 +104,7 @@ class _Reading:
         self._check_order_of_segments(parts)
         self.patient = self._patient()
         made: list[OrderCommand] = []
+        said: dict[tuple[object, ...], _Saying] = {}
         old: list[OrderCommand] = []  # RP and RU, which wait for their RO
         before, steps_due = "", []
         for part in parts:
@@ -105,7 +112,8 @@ class _Reading:
                 raise _no_replacement(old)
             if part.meaning == "CH":
                 at = _parent(made, part)
-                made[at] = _with_child(made[at], self._procedure(part, part.scope), part)
+                places = [self._place_of_step(scope) for scope in self._step_scopes(part)]
+                made[at] = _with_child(made[at], self._procedure(part, part.scope), places)
             elif part.meaning in ("RP", "RU"):
                 old.append(self._command(part))
             else:
@@ -113,6 +121,8 @@ class _Reading:
                     raise InvalidValue(part.orc.place(1), "an RO follows the RP or RU that it replaces", err="100")
                 command = replace(self._command(part), replaces=tuple(old))
                 old = []
+                for saying in self._sayings(part, command):
+                    said[saying.key] = _alike(said.get(saying.key), saying)
                 at = _add(made, command)
                 if part.meaning == "PA":
                     steps_due.append((at, part))
@@ -122,7 +132,10 @@ class _Reading:
         for at, part in steps_due:
             if any(not step.sps_id for procedure in made[at].procedures for step in procedure.steps):
                 self._need("sps_id", "", part.scope, "reject")
-        return made
+        return [
+            replace(one, procedures=tuple(replace(it, steps=alike.once(it.steps)) for it in one.procedures))
+            for one in made
+        ]
 
     def _part(self, segments: Sequence[Segment]) -> _Part:
         orc = segments[0]
@@ -171,7 +184,9 @@ class _Reading:
         if new:
             self._need("accession_number", order.get("accession_number", ""), scope, "reject")
             attributes |= self.visit  # PID and PV1 of a change or cancel are not the order's (RAD-13)
+        order["is_issuer_assumed"] = not order.get("accession_issuer")
         order["accession_issuer"] = order.get("accession_issuer") or self.site.accession_issuer
+        order["at"] = order.get("at") and values.happened(order["at"], self.sent)
         procedure = self._procedure(part, scope)
         return OrderCommand(
             control=CONTROLS[part.meaning],  # type: ignore[arg-type]
@@ -190,7 +205,7 @@ class _Reading:
     def _procedure(self, part: _Part, scope: Group) -> ProcedureCommand | None:
         """One group is one requested procedure, each IPC one step of it; all agree in IPC-1, 2 and 3. Without IPC the
         group is one step, and pairs with one Requested Procedure ID are one procedure. None: it names none."""
-        ipcs = part.all("IPC") if "IPC" in self.profile.steps_by else []
+        ipcs = self._ipcs(part)
         for ipc in ipcs[1:]:
             for number in (1, 2, 3):
                 if ipc.get(number) != ipcs[0].get(number):
@@ -200,12 +215,26 @@ class _Reading:
             strict: Missing = "reject" if ipcs or "ZDS" in scope else "derive"
             self._need("study_instance_uid", said.get("study_instance_uid", ""), scope, strict)
             self._need("requested_procedure_id", said.get("requested_procedure_id", ""), scope, "reject")
-        scopes = [scope.with_segment(ipc) for ipc in ipcs] or [scope]
-        steps = tuple(self._step(part, one, said, by_ipc=bool(ipcs)) for one in scopes)
+        steps = tuple(self._step(part, one, said, by_ipc=bool(ipcs)) for one in self._step_scopes(part))
         names = ("requested_procedure_id", "study_instance_uid", "placer_number", "filler_number")
         if not (ipcs or part.new or steps[0].sps_id or any(said.get(name) for name in names)):
             return None if part.meaning != "CH" else ProcedureCommand(**said, attributes=attributes, steps=steps)
         return ProcedureCommand(**said, attributes=attributes, steps=steps)
+
+    def _ipcs(self, part: _Part) -> list[Segment]:
+        return part.all("IPC") if "IPC" in self.profile.steps_by else []
+
+    def _step_scopes(self, part: _Part) -> list[Group]:
+        return [part.scope.with_segment(ipc) for ipc in self._ipcs(part)] or [part.scope]
+
+    def _place_of_step(self, scope: Group) -> str:
+        found = self.profile.source_of("step.sps_id", scope)
+        return found[0].place(found[1]) if found else f"ORC^{scope['ORC'].position}"
+
+    def _sayings(self, part: _Part, command: OrderCommand) -> "Iterator[_Saying]":
+        for procedure in command.procedures:
+            for scope, step in zip(self._step_scopes(part), procedure.steps, strict=True):
+                yield _Saying(self._place_of_step(scope), command, procedure, step)
 
     def _step(self, part: _Part, scope: Group, procedure: dict[str, Any], *, by_ipc: bool) -> StepCommand:
         said, attributes = self.profile.said("step", scope, self.site, new=part.new)
@@ -229,8 +258,6 @@ class _Reading:
         raise MissingField(place, f"{what} is required")
 
 
-COMMENTS = "RequestedProcedureComments"
-TEXTS = ("description", "code_value", "code_scheme", "code_meaning")  # of a procedure
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
 
 
@@ -255,31 +282,75 @@ def _parent(made: Sequence[OrderCommand], part: _Part) -> int:
     raise MissingField(part.orc.place(8), "the parent of a CH stands before it in the same message", err="100")
 
 
-def _with_child(parent: OrderCommand, child: ProcedureCommand | None, part: _Part) -> OrderCommand:
-    """A child with an SPS ID of its own is a step; of one without, the codes go to its parent's step."""
+def _with_child(parent: OrderCommand, child: ProcedureCommand | None, places: Sequence[str]) -> OrderCommand:
+    """A child with an SPS ID of its own is a step; of one without, or with that of a step that is there, the codes go
+    to that step. places: of the child's steps."""
     if child is None or not parent.procedures:
         return parent
     *others, whole = parent.procedures
-    detail = child.steps[0]
     if any(step.sps_id for step in child.steps):
-        own = tuple(step for step in whole.steps if step.sps_id)  # the whole examination is no step beside its parts
-        whole = replace(whole, steps=own + child.steps)
+        steps = {step.sps_id: step for step in whole.steps if step.sps_id}  # the whole is no step beside its parts
+        for step, place in zip(child.steps, places, strict=True):
+            known = steps.get(step.sps_id)
+            if known and alike.child_contradicts(known, step):
+                raise InvalidValue(
+                    place, "another group says something else of this step; give it its own ID", err="102"
+                )
+            steps[step.sps_id] = alike.with_codes(known, step) if known else step
+        whole = replace(whole, steps=tuple(steps.values()))
     elif whole.steps and parent.control != "CA":
         *rest, last = whole.steps
-        whole = replace(whole, steps=(*rest, _with_codes(last, detail)))
+        whole = replace(whole, steps=(*rest, alike.with_codes(last, child.steps[0])))
     whole = replace(whole, attributes=_with_comments(whole.attributes, whole.attributes, child.attributes))
     return replace(parent, procedures=(*others, whole))
 
 
-def _with_codes(step: StepCommand, detail: StepCommand) -> StepCommand:
-    name = "ScheduledProtocolCodeSequence"
-    more = detail.attributes.get(name)
-    codes = [*(step.attributes.get(name) or ()), *more] if more else step.attributes.get(name)
-    return replace(
-        step,
-        modality=values.first((step.modality, detail.modality)),
-        description=values.first((step.description, detail.description)),
-        attributes={**step.attributes, name: codes},
+# What is said twice of one step
+
+
+@dataclass(frozen=True)
+class _Saying:
+    """What one order group, or one IPC of it, says of a step. place: of the step's ID."""
+
+    place: str
+    command: OrderCommand
+    procedure: ProcedureCommand
+    step: StepCommand
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """Who differ in it do not mean the same step, or not at the same time: the order by its accession number, else
+        its other numbers; the procedure by its ID, its Study UID, else its numbers; the step by its ID. A step without
+        one is known by its numbers; of a new order it is one more."""
+        command, procedure, step = self.command, self.procedure, self.step
+        numbers = tuple(getattr(step, name) for name in NUMBERS)
+        named = step.sps_id or (self.place if command.control in PLACING or not any(numbers) else numbers)
+        order = (command.accession_number, command.accession_issuer) if command.accession_number else numbers
+        return (
+            command.control, command.at, order,
+            procedure.requested_procedure_id or procedure.study_instance_uid or numbers, named,
+        )  # fmt: skip
+
+
+def _alike(known: _Saying | None, more: _Saying) -> _Saying:
+    """What both say. Raises InvalidValue where they contradict each other: the last of them would win, and nobody would
+    know."""
+    if known is None:
+        return more
+    if _contradict(known, more):
+        what = f"says something else of the step than {known.place}; give each step its own ID, or say one thing of it"
+        raise InvalidValue(more.place, what, err="102")
+    procedure = alike.both_procedures(known.procedure, more.procedure)
+    command = known.command if known.command.status else more.command
+    return replace(known, command=command, procedure=procedure, step=alike.both(known.step, more.step))
+
+
+def _contradict(a: _Saying, b: _Saying) -> bool:
+    if a.command is b.command:
+        return alike.contradict(a.step, b.step, in_station=False)
+    statuses = {a.command.status, b.command.status} - {""}
+    return (
+        len(statuses) > 1 or alike.contradict(a.step, b.step) or alike.procedures_contradict(a.procedure, b.procedure)
     )
 
 
@@ -350,9 +421,14 @@ def _most_urgent(*orders: OrderCommand) -> str | None:
 
 
 def _shared(procedures: Sequence[ProcedureCommand], one: ProcedureCommand) -> int | None:
-    """Pairs that share the Requested Procedure ID are steps of one procedure."""
-    numbers = [known.requested_procedure_id for known in procedures]
-    return numbers.index(one.requested_procedure_id) if one.requested_procedure_id in filter(None, numbers) else None
+    """Pairs that share the Requested Procedure ID, or without one the Study UID, are steps of one procedure."""
+    for at, known in enumerate(procedures):
+        ids = known.requested_procedure_id, one.requested_procedure_id
+        if ids[0] == ids[1] and (
+            ids[0] or (one.study_instance_uid and one.study_instance_uid == known.study_instance_uid)
+        ):
+            return at
+    return None
 
 
 def _joined(known: OrderCommand, more: OrderCommand) -> OrderCommand:

@@ -45,8 +45,7 @@ def to_commands(msg: Message, site: Site, *, link_patients: bool = False) -> lis
     nobody. Raises what the acknowledgement says: 100 for a missing or misplaced segment, 101, 102 for a field, 201 for
     a link."""
     event = msg.header.type.split("^")[-1]
-    times = (values.moment(msg[path], site) for path in ("EVN-6", "EVN-2", "MSH-7"))
-    at = values.first(times)
+    at = values.happened(*(values.span(msg[path], site) for path in ("EVN-6", "EVN-2", "MSH-7")))
     if event in LINKS:
         if not link_patients:
             raise Unsupported(
@@ -136,8 +135,8 @@ def patient_of(pid: Segment, msg: Message, site: Site) -> PersonCommand:
         identifiers=personal,
         name=name and name.pn,
         birth_date=null(pid.get(7), lambda value: _birth_date(pid, value)),
-        sex=null(pid.get(8), lambda value: SEX.get(value.upper()[:1])),
-        attributes={**_other_ids(found), **_qualifiers(pid), **_allergies(msg), **_measures(msg)},
+        sex=null(pid.get(8).strip(), lambda value: SEX.get(value.upper()[:1])),
+        attributes={**_other_ids(found), **_qualifiers(pid, site), **_allergies(msg), **_measures(msg)},
         romanised=bool(name and name.romaji_derived),
     )
 
@@ -154,13 +153,18 @@ def _birth_date(pid: Segment, value: str) -> str | None:
 
 
 def _identifiers(segment: Segment, number: int, site: Site) -> Iterator[Identifier]:
-    """CX repetitions that have a value. The site's issuer is that of its own patient numbers only."""
+    return (one for _, one in _numbered(segment, number, site))
+
+
+def _numbered(segment: Segment, number: int, site: Site) -> Iterator[tuple[int, Identifier]]:
+    """CX repetitions that have a value, and which these are. The site's issuer is that of its own patient numbers
+    only."""
     for n in range(1, len(segment.repetitions(number)) + 1):
-        value = (values.exact(segment, number, "PatientID", repetition=n) or "").strip()
-        kind = segment.get(number, 5, repetition=n)
+        value = values.exact(segment, number, "PatientID", repetition=n)
+        kind = segment.get(number, 5, repetition=n).strip('" ').upper()
         if value:
             default = site.patient_id_issuer if kind in PERSONAL else ""
-            yield Identifier(value, values.authority_of_cx(segment, number, n, default), kind or "PI")
+            yield n, Identifier(value, values.authority_of_cx(segment, number, n, default), kind or "PI")
 
 
 def _priors(mrg: Segment, person: PersonCommand, site: Site, kind: Kind) -> list[Identifier]:
@@ -187,9 +191,10 @@ def _other_ids(found: list[Identifier]) -> dict[str, Any]:
     return {"OtherPatientIDsSequence": others} if others else {}
 
 
-def _qualifiers(pid: Segment) -> dict[str, Any]:
+def _qualifiers(pid: Segment, site: Site) -> dict[str, Any]:
     """Universal ID of the leading identifier's authority (5.4)."""
-    universal, kind = (pid.get(3, 4, n) for n in (2, 3))
+    leading = next(n for n, one in _numbered(pid, 3, site) if one.type in PERSONAL)
+    universal, kind = (pid.get(3, 4, n, leading) for n in (2, 3))
     return {"IssuerOfPatientIDQualifiersSequence": values.entity("", universal, kind)} if universal else {}
 
 

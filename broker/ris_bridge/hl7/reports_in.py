@@ -37,7 +37,9 @@ STUDY = "113014"  # DCM, OBX-3: its value is a Study Instance UID
 OF_IMAGES = (STUDY, "113015", "113016")  # DCM: study, series, SOP instance
 PLACER, FILLER = "PlacerOrderNumberImagingServiceRequest", "FillerOrderNumberImagingServiceRequest"
 VALUES_MAX = 1_000  # of one result that is no text
-PDF = b"%PDF-"
+PDF, PDF_IN_BASE64 = b"%PDF-", "JVBERi0"
+ANY_BYTES = ("", "OCTET-STREAM")  # ED.3 that names no kind (table 0291)
+BEGIN_CHARACTERS_MAX = 100  # of data, which may begin with blanks
 
 
 def to_commands(msg: Message, site: Site, profile: Profile | None = None) -> Sequence[Command]:
@@ -86,7 +88,8 @@ def _groups(msg: Message) -> Iterator[list[Segment]]:
 def _part(group: list[Segment], patient: PersonCommand, msg: Message, site: Site) -> _Part:
     obr = next(one for one in group if one.name == "OBR")
     results = [one for one in group if one.name == "OBX"]
-    at = values.moment(msg["MSH-7"], site)
+    sent, issued = values.span(msg["MSH-7"], site), values.span(obr.get(22), site)
+    at = sent.begins if sent else None
     order = replace(_order(group, obr, results, site), patient=patient, at=at)
     status = _status(obr, results)
     if status is None:
@@ -100,7 +103,7 @@ def _part(group: list[Segment], patient: PersonCommand, msg: Message, site: Site
         title=next((text for c in (2, 1) if (text := obr.get(4, c).strip()) and text != values.NULL), ""),
         text=_text(group),
         document=document,
-        issued_at=values.moment(obr.get(22), site),
+        issued_at=values.happened(issued, sent) if issued else None,
         at=at,
         place=place or obr.place(3),
     )
@@ -126,6 +129,7 @@ def _order(group: list[Segment], obr: Segment, results: Sequence[Segment], site:
         accession_issuer=site.accession_issuer if accession else "",
         procedures=(ProcedureCommand(**{**numbers, "study_instance_uid": study}),) if named else (),
         place=obr.place(2),
+        is_issuer_assumed=True,
     )
 
 
@@ -178,9 +182,12 @@ def _ed(obx: Segment) -> list[str]:
 
 
 def _kind(obx: Segment) -> str:
-    """`PDF`: ED.3, or ED.2 of those who say it there."""
-    _, kind, subtype = (one.strip().upper() for one in _ed(obx)[:3])
-    return "PDF" if {kind, subtype} & {"PDF", "APPLICATION/PDF"} else unescape(subtype or kind, obx.delimiters)
+    """`PDF`: ED.3, or ED.2 of those who say it there; also where they name no kind and the data begin as a PDF does."""
+    _, kind, subtype, _, data = _ed(obx)
+    kind, subtype = kind.strip().upper(), subtype.strip().upper()
+    is_pdf = bool({kind, subtype} & {"PDF", "APPLICATION/PDF"})
+    is_any = subtype in ANY_BYTES and data[:BEGIN_CHARACTERS_MAX].lstrip().startswith(PDF_IN_BASE64)
+    return "PDF" if is_pdf or is_any else unescape(subtype or kind, obx.delimiters)
 
 
 def _decoded(obx: Segment) -> bytes:

@@ -14,8 +14,9 @@ from zoneinfo import ZoneInfo
 
 from broker.config import Site
 from broker.errors import InvalidValue, MissingField
-from broker.mwl.commands import Control, OrderCommand, PersonCommand, ProcedureCommand
+from broker.mwl.commands import Control, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.mwl.slots import CODES, ServiceCommand
+from broker.ris_bridge import alike
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Message, Segment, groups
 from broker.ris_bridge.hl7.patients_in import only_pid, patient_of
@@ -127,6 +128,7 @@ class _Reading:
         numbers = {name: procedure.get(name, "") for name in NUMBERS}
         if control == "XO":
             steps = tuple(self._step(one, scope, places, numbers) for one in self.services)
+            self._check_alike(steps)
         else:
             steps = (self._slot(scope, numbers),)
         if not places:
@@ -142,8 +144,10 @@ class _Reading:
         named = (order.get("accession_number"), *(procedure.get(name) for name in OF_PROCEDURE), steps[0].sps_id)
         if not any((steps[0].appointment_number, *numbers.values(), *named)):
             raise MissingField(sch.place(2), "names neither an appointment nor an order", err="101")
+        order["is_issuer_assumed"] = not order.get("accession_issuer")
         order["accession_issuer"] = order.get("accession_issuer") or self.site.accession_issuer
         order["reason"] = order.get("reason") or _reason(sch)
+        order["at"] = order.get("at") and values.happened(order["at"], values.span(self.msg["MSH-7"], self.site))
         return OrderCommand(
             control=control,
             status=status,
@@ -176,6 +180,18 @@ class _Reading:
             said = {name: said[name] for name in OF_STEP if name in said}
             attributes = {name: attributes[name] for name in OF_SLOT if name in attributes}
         return ServiceCommand(**said | numbers, attributes=attributes, codes=_codes(service.ais))
+
+    def _check_alike(self, steps: Sequence[ServiceCommand]) -> None:
+        """Where the profile reads a step ID of them: else the last of two would win, and nobody would know."""
+        known: dict[str, StepCommand] = {}
+        for service, step in zip(self.services, steps, strict=True):
+            before = known.get(step.sps_id) if step.sps_id else None
+            if before and alike.contradict(before, step):
+                scope = Group.of(service.segments, Group.of(self.msg.segments))
+                segment, number = self.profile.source_of("step.sps_id", scope) or (scope["SCH"], 1)
+                what = "says something else of its step than another service; give each its own step ID"
+                raise InvalidValue(segment.place(number), what, err="102")
+            known[step.sps_id] = alike.both(before, step) if before else step
 
     def _need(self, order: dict[str, Any], procedure: dict[str, Any], steps: Sequence[ServiceCommand]) -> None:
         """What must be there of an order that it may place. As a rule, what is missing is derived."""
@@ -230,7 +246,7 @@ def _later(said: dict[str, Any], ais: Segment, site: Site) -> dict[str, str]:
     offset, date, time = ais.get(5).strip(), said.get("start_date"), said.get("start_time")
     if not (offset and date and time) or offset == values.NULL:
         return {}
-    unit = UNITS.get(ais.get(6).strip().upper())
+    unit = UNITS.get(ais.get(6).strip().upper(), None if offset.strip("0") else "seconds")
     if unit is None or not offset.isascii() or not offset.isdigit() or len(offset) > 6:
         raise InvalidValue(
             ais.place(5), "is no offset: a whole number, with s, min, hr or d in the next field", err="102"

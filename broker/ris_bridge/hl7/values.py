@@ -6,7 +6,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydicom.datadict import dictionary_VR
@@ -23,6 +23,7 @@ LINES = ("ST", "LT")  # may hold line ends and backslashes (PS3.5 6.2)
 CODE_STRING = re.compile(r"[A-Z0-9_ ]{1,16}")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 TIME = re.compile(r"([0-9]{8})([0-9]{2}(?:[0-9]{2}(?:[0-9]{2})?)?)?(?:\.([0-9]+))?([+-][0-9]{4})?")
+LASTS = {0: dt.timedelta(days=1), 2: dt.timedelta(hours=1), 4: dt.timedelta(minutes=1), 6: dt.timedelta(seconds=1)}
 YEARS = range(2, 9999)  # those that are years in every zone; .NET writes the first of all days for none
 JJ1017_16, JJ1017_32 = (re.compile(rf"[0-9A-HJ-NP-Z]{{{length}}}") for length in (16, 32))  # without I and O
 JJ1017_SCHEME = re.compile("JJ1017(?!-16S)", re.IGNORECASE)
@@ -96,7 +97,7 @@ def uid(segment: Segment, number: int) -> str | None:
             raise InvalidValue(segment.place(number), "is no UID", err="102")
         return value
 
-    return null(segment.get(number), check)
+    return null(segment.get(number).strip(), check)
 
 
 def modality(segment: Segment, number: int) -> str | None:
@@ -171,6 +172,37 @@ def moment(value: str, site: Site) -> dt.datetime | None:
         return None
 
 
+class Span(NamedTuple):
+    """What a time names: a date a day, `2025120108` an hour. ends: no longer in it."""
+
+    begins: dt.datetime
+    ends: dt.datetime
+
+
+def span(value: str, site: Site) -> Span | None:
+    """None for what is no time."""
+    begins = moment(value, site)
+    if begins is None:
+        return None
+    match = TIME.fullmatch(value.strip())
+    assert match
+    digits = len(match[2] or "")
+    lasts = LASTS[digits]
+    if digits == len("HHMMSS") and match[3]:
+        lasts = dt.timedelta(microseconds=10 ** (6 - min(len(match[3]), 6)))
+    return Span(begins, begins + lasts)
+
+
+def happened(*said: Span | None) -> dt.datetime | None:
+    """When: the first that is said. A date beside the second of that day at which the message was made says less than
+    that second does, and midnight is not meant: of one that lies within another, the finer counts."""
+    found: Span | None = None
+    for one in said:
+        if one and (found is None or (found.begins <= one.begins and one.ends <= found.ends)):
+            found = one
+    return found.begins if found else None
+
+
 def start(segment: Segment, number: int, component: int, site: Site) -> tuple[str, str] | None:
     return start_of(segment.get(number, component), segment, number, site)
 
@@ -220,7 +252,7 @@ def codes(segment: Segment, number: int, component: int = 1) -> list[dict[str, A
         meaning = shown(segment, number, "CodeMeaning", component + 1, repetition=n) or ""
         scheme = segment.get(number, component + 2, repetition=n).strip().replace(NULL, "")
         if JJ1017_SCHEME.match(scheme) or (not scheme and JJ1017_32.fullmatch(value)):
-            made = _jj1017(value, meaning, scheme)
+            made = jj1017(value, meaning, scheme)
             if made is None:
                 log.get().warning("hl7.code_dropped", place=segment.place(number))
                 dropped = True
@@ -233,7 +265,7 @@ def codes(segment: Segment, number: int, component: int = 1) -> list[dict[str, A
     return found or ([] if dropped else None)
 
 
-def _jj1017(value: str, meaning: str, scheme: str) -> dict[str, Any] | None:
+def jj1017(value: str, meaning: str, scheme: str) -> dict[str, Any] | None:
     """16M, and of 32 characters 16S as its protocol context (TID 15200, conformance.md 5.9). None for what is no such
     code, as in the distributed tables' rows of 31 digits: its text says more than a code that is shifted by one."""
     extension = scheme.upper().partition("/")[2]

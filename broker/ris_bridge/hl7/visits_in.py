@@ -55,6 +55,7 @@ def _orders(msg: Message, patient: PersonCommand, at: dt.datetime | None, site: 
             yield OrderCommand(
                 "note", accession, site.accession_issuer if accession else "", patient=patient,
                 procedures=(procedure,) if placer or filler else (), at=at, place=segments[0].place(2),
+                is_issuer_assumed=True,
             )  # fmt: skip
 
 

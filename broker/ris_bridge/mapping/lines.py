@@ -3,6 +3,7 @@
 import re
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 HEADER = re.compile(r"\s*\[\[?[^\[\]=]*\]")
 
@@ -28,13 +29,15 @@ def line_of(text: str, word: str, index: int = 0, key: str = "") -> int:
 
 def problem(error: ValidationError) -> tuple[str, str]:
     """The first thing wrong, as field and sentence."""
-    where, sentence = fault(error)
+    where, sentence = faults(error)[0]
     return ".".join(where), sentence
 
 
-def fault(error: ValidationError) -> tuple[list[str], str]:
-    """The first thing wrong: where, part by part, and a sentence; the value itself is not repeated (it may be a
-    secret)."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    sentence = "no such key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-    return [str(part) for part in first["loc"] if part != "[key]"], sentence
+def faults(error: ValidationError) -> list[tuple[list[str], str]]:
+    """Each thing wrong: where, part by part, and a sentence; the value itself is not repeated (it may be a secret)."""
+
+    def sentence(one: ErrorDetails) -> str:
+        return "no such key" if one["type"] == "extra_forbidden" else one["msg"].removeprefix("Value error, ")
+
+    found = error.errors(include_input=False, include_url=False)
+    return [([str(part) for part in one["loc"] if part != "[key]"], sentence(one)) for one in found]

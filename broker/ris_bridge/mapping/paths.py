@@ -85,9 +85,11 @@ def _repetition(text: str | None) -> int:
 
 
 def picked(segment: Segment, path: Path) -> Segment:
-    """The segment as if its field had the stated repetition alone."""
+    """The segment as if its field had the stated repetition alone. None stated: an empty one before all others says
+    nothing."""
     if path.repetition <= 0:
-        return segment
+        sign, field = segment.delimiters[2], segment.field(path.number)
+        return with_field(segment, path.number, field.lstrip(sign)) if field[:1] == sign else segment
     said = segment.repetitions(path.number)
     one = said[path.repetition - 1] if len(said) >= path.repetition else ""
     return with_field(segment, path.number, one)

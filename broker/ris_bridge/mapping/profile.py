@@ -19,7 +19,7 @@ from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Segment, part
 from broker.ris_bridge.hl7.values import NULL
 from broker.ris_bridge.mapping import paths
-from broker.ris_bridge.mapping.lines import fault, line_of
+from broker.ris_bridge.mapping.lines import faults, line_of
 from broker.ris_bridge.mapping.paths import ALL, ROW, ROW_DELIMITERS, Condition, Path, Scope
 from broker.ris_bridge.mapping.targets import LEVELS, TARGETS, Target, joined, keyword_of
 
@@ -29,6 +29,10 @@ FOLDER = resources.files("broker.ris_bridge.mapping") / "profiles"
 EXTENDS_MAX = 8  # profiles, one above the other
 TEXT_BYTES_MAX = 1024**2
 RULES_MAX = 2000  # fields, tables, stations and messages of one profile, each
+FAULTS_MAX = 100  # told of one profile at once
+UNREAD = "\0"  # a base that cannot be read
+# What stands in for what is wrong and must be there, while the rest is looked at.
+INSTEAD = {"name": "profile", "extends": UNREAD, "to": "step.start", "type": "ORM", "means": "order"}
 
 # Message code -> the shipped profile that reads it, unless the sender's entry names another.
 BY_TYPE = {"ORM": "ihe-rad4-2.3.1", "OMI": "ihe-rad4-2.5.1", "OMG": "ihe-rad4-2.5.1"}
@@ -438,63 +442,105 @@ def parse(text: str, find: Find = shipped_text, label: str = "") -> Profile:
 
 
 def look(text: str, find: Find = shipped_text) -> tuple[Profile | None, list[Problem]]:
-    """The profile, None where it has faults, and everything that is wrong or odd in it."""
-    try:
-        chain = _chain(text, find)
-    except _Fault as fault:
-        return None, [fault.problem]
-    compiler = _Compiler(chain)
-    profile = compiler.profile()
-    problems = sorted(compiler.problems, key=lambda one: (one.warning, one.line))
-    return (None if any(not one.warning for one in problems) else profile), problems
+    """The profile, None where it has faults, and everything that is wrong or odd in it, the faults first: as many as
+    FAULTS_MAX, and how many more."""
+    chain, problems, is_whole = _chain(text, find)
+    profile = None
+    if chain:
+        compiler = _Compiler(chain, is_whole)
+        profile = compiler.profile()
+        problems += compiler.problems
+    problems = sorted(problems, key=lambda one: (one.warning, one.line))
+    if any(not one.warning for one in problems):
+        profile = None
+    if len(problems) > FAULTS_MAX:
+        rest = problems[FAULTS_MAX]
+        more = replace(rest, text=f"and {len(problems) - FAULTS_MAX} more faults; mend these first")
+        problems = [*problems[:FAULTS_MAX], more]
+    return profile, problems
 
 
-class _Fault(Exception):
-    def __init__(self, line: int, text: str, profile: str = "") -> None:
-        self.problem = Problem(line, text, profile=profile)
-
-
-def _chain(text: str, find: Find) -> list[tuple[ProfileText, str]]:
-    """The profile and those that it extends, its own first."""
+def _chain(text: str, find: Find) -> tuple[list[tuple[ProfileText, str]], list[Problem], bool]:
+    """The profile and those that it extends, its own first, as far as they can be read; what is wrong with them; and
+    whether these are all."""
     chain: list[tuple[ProfileText, str]] = []
+    problems: list[Problem] = []
     names: list[str] = []
     while True:
-        said = _text(text, names[-1] if names else "")
+        said, found = _text(text, names[-1] if names else "")
+        problems += found
+        if said is None:
+            return chain, problems, False
         chain.append((said, text))
+        if found and said.extends == UNREAD:
+            return chain, problems, False
         if not said.extends:
-            return chain
+            return chain, problems, True
         line = line_of(text, "", key="extends")
         names.append(said.extends)
-        if said.extends in [one.name for one, _ in chain]:
-            raise _Fault(
-                line, f"extends itself: {' -> '.join(one.name for one, _ in chain)} -> {said.extends}", said.name
-            )
-        if len(chain) > EXTENDS_MAX:
-            raise _Fault(line, f"stands on more than {EXTENDS_MAX} others", said.name)
         below = find(said.extends)
-        if below is None:
-            raise _Fault(line, f"no such profile: {said.extends}", said.name)
+        sentence = ""
+        if said.extends in [one.name for one, _ in chain]:
+            sentence = f"extends itself: {' -> '.join(one.name for one, _ in chain)} -> {said.extends}"
+        elif len(chain) > EXTENDS_MAX:
+            sentence = f"stands on more than {EXTENDS_MAX} others"
+        elif below is None:
+            sentence = f"no such profile: {said.extends}"
+        if sentence or below is None:
+            return chain, [*problems, Problem(line, sentence, profile=said.name)], False
         text = below
 
 
-def _text(text: str, name: str) -> ProfileText:
+def _text(text: str, name: str) -> tuple[ProfileText | None, list[Problem]]:
+    """As much of it as can be read, and what cannot. None: nothing can."""
     if len(text.encode()) > TEXT_BYTES_MAX:
-        raise _Fault(1, f"is larger than {TEXT_BYTES_MAX} bytes", name)
+        return None, [Problem(1, f"is larger than {TEXT_BYTES_MAX} bytes", profile=name)]
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = re.search(r"line ([0-9]+)", str(error))
-        raise _Fault(int(found[1]) if found else 1, f"is not TOML: {error}", name) from None
-    try:
-        return ProfileText.model_validate(tree)
-    except ValidationError as error:
-        where, sentence = fault(error)
-        raise _Fault(_line(text, where), f"{'.'.join(where)}: {sentence}", name) from None
+        return None, [Problem(int(found[1]) if found else 1, f"is not TOML: {error}", profile=name)]
+    problems: list[Problem] = []
+    for _ in range(2):  # as it stands, and without what is wrong
+        try:
+            return ProfileText.model_validate(tree), problems
+        except ValidationError as error:
+            wrong = faults(error)
+        problems += (
+            Problem(_line(text, where), f"{'.'.join(where)}: {sentence}", profile=name) for where, sentence in wrong
+        )
+        for where, _sentence in wrong:
+            _leave_out(tree, where)
+    return None, problems
+
+
+def _leave_out(tree: dict[str, Any], where: Sequence[str]) -> None:
+    """A key that is wrong, so that all others can still be looked at. The tables of a list stay in their places."""
+    match where:
+        case [("field" | "station" | "message") as word, index, key, *_] if isinstance(tree[word], list):
+            entry = tree[word][int(index)]
+            entry.pop(key, None)
+            if key == "to":  # nobody knows what the rest of it means
+                entry.clear()
+            if key in INSTEAD:
+                entry[key] = INSTEAD[key]
+        case ["tables", name, key, *_] if isinstance(tree["tables"].get(name), dict):
+            tree["tables"][name].pop(key, None)
+        case ["controls", "meanings", key, *_] if isinstance(tree["controls"].get("meanings"), dict):
+            tree["controls"]["meanings"].pop(key, None)
+        case [("tables" | "identity" | "controls") as word, key, *_] if isinstance(tree[word], dict):
+            tree[word].pop(key, None)
+        case [("name" | "extends") as word, *_]:
+            tree[word] = INSTEAD[word]
+        case [word, *_]:
+            tree.pop(word, None)
 
 
 def _line(text: str, where: Sequence[str]) -> int:
     """where: `field 3 to`, `tables priority S`, `identity known`, `name`."""
     match where:
+        case ["messages", *_]:
+            return line_of(text, "", key="messages")
         case [word, index, *rest] if index.isdigit():
             return line_of(text, word, int(index), rest[0] if rest else "")
         case ["tables", name, *rest]:
@@ -509,10 +555,11 @@ def _line(text: str, where: Sequence[str]) -> int:
 
 
 class _Compiler:
-    """Collects what is wrong instead of stopping at the first. chain: the profile, then what it extends."""
+    """Collects what is wrong instead of stopping at the first. chain: the profile, then what it extends. is_whole: all
+    of these; else nobody knows which tables there are."""
 
-    def __init__(self, chain: Sequence[tuple[ProfileText, str]]) -> None:
-        self.chain = chain
+    def __init__(self, chain: Sequence[tuple[ProfileText, str]], is_whole: bool) -> None:
+        self.chain, self.is_whole = chain, is_whole
         self.problems: list[Problem] = []
         self.text, self.name = chain[0][1], chain[0][0].name
         self.used: set[str] = set()
@@ -549,7 +596,7 @@ class _Compiler:
             ),
         )
         self._at(0)
-        for name in said.tables:
+        for name in said.tables if self.is_whole else ():
             if name not in self.used:
                 self.wrong(["tables", name], f"no field uses the table {name}", warning=True)
         return replace(profile, warnings=tuple(one for one in self.problems if one.warning))
@@ -591,7 +638,8 @@ class _Compiler:
         table = None
         if entry.table:
             if entry.table not in tables:
-                self.wrong([*where, "table"], f"no such table: {entry.table}")
+                if self.is_whole:
+                    self.wrong([*where, "table"], f"no such table: {entry.table}")
             else:
                 self.used.add(entry.table)
                 table = self._table(entry.table, tables[entry.table], target)

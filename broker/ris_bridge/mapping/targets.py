@@ -16,7 +16,7 @@ from broker.config import Site
 from broker.errors import InvalidValue
 from broker.mwl.commands import PRIORITIES
 from broker.ris_bridge.hl7 import values
-from broker.ris_bridge.hl7.message import Segment
+from broker.ris_bridge.hl7.message import Segment, unescape
 from broker.ris_bridge.hl7.names import XCN, XPN, person, technician
 from broker.ris_bridge.hl7.values import NULL, null
 from broker.ris_bridge.mapping.paths import ALL, ROW, Path, read
@@ -95,7 +95,7 @@ def _issuer(segment: Segment, path: Path, _: str, site: Site) -> str | None:
 
 def _uid(segment: Segment, path: Path, _: str, site: Site) -> str | None:
     """Only the first component of RP and EI is the UID."""
-    said = read(segment, path)
+    said = read(segment, path).strip()
     if not said or said == NULL:
         return None
     if not ids.valid_uid(said):
@@ -110,8 +110,8 @@ def _priority(segment: Segment, path: Path, _: str, site: Site) -> str | None:
     return said or None
 
 
-def _moment(segment: Segment, path: Path, _: str, site: Site) -> Any:
-    return values.moment(read(segment, path), site)
+def _span(segment: Segment, path: Path, _: str, site: Site) -> values.Span | None:
+    return values.span(read(segment, path), site)
 
 
 def _start(segment: Segment, path: Path, _: str, site: Site) -> tuple[str, str] | None:
@@ -208,7 +208,11 @@ def _visit(segment: Segment, path: Path, keyword: str, site: Site) -> tuple[str,
 
 
 def _lines(segment: Segment, path: Path, keyword: str, site: Site) -> str | None:
-    """Of one segment; those of several are joined by whoever has them all."""
+    """Of one segment, a repetition a line; those of several are joined by whoever has them all. In a cell the sign is
+    text."""
+    if path.whole and segment.name != ROW:
+        sign = segment.delimiters[2]
+        return unescape(segment.field(path.number).rstrip(sign).replace(sign, "\n"), segment.delimiters) or None
     return read(segment, path) or None
 
 
@@ -292,7 +296,7 @@ FIELDS: dict[str, Kind] = {
     "order.accession_issuer": ISSUER,
     "order.priority": Kind(_priority, f"one of {', '.join(PRIORITIES)}; else ROUTINE",
                            check=_one_of(PRIORITIES, f"is no priority: {', '.join(PRIORITIES)}"), caseless=True),
-    "order.at": Kind(_moment, "the order's own time, for the stale guard"),
+    "order.at": Kind(_span, "the order's own time, for the stale guard"),
     "order.reason": Kind(_text, "why it is cancelled or changed", check=_fits, absent=""),
     "procedure.placer_number": Kind(_number("PlacerOrderNumberImagingServiceRequest"), "EI: number and authority, of"
                                     " procedure and steps", parts=("placer_number", "placer_issuer"), absent=""),
