@@ -13,7 +13,7 @@ SOURCES = sorted((ROOT / "broker").rglob("*.py"))
 # Lowest first. A module may import its own layer and those below; services of one layer are listed together.
 LAYERS = [
     {"clock", "ids", "errors", "states", "config", "log", "descriptors"},
-    {"db", "model", "schema", "migrations"},
+    {"db", "deadline", "statements", "model", "schema", "migrations"},
     {"outbox", "audit", "access", "leases", "casebook", "dicom"},
     {"mwl"},
     {"mpps"},

@@ -3,8 +3,9 @@
 import threading
 
 import pytest
-from sqlalchemy import bindparam
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import bindparam, delete, inspect
+from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session, select
 
 from broker import clock, db
@@ -241,3 +242,113 @@ def test_what_is_appended_goes_with_its_savepoint_and_with_its_transaction():
     with pytest.raises(WrongState):
         db.run(refused)
     assert subjects() == ["before", "after"]
+
+
+# Entities
+
+
+OF_SEX = db.Entities(select(Patient).where(Patient.sex == bindparam("sex")).order_by(Patient.pk))
+
+
+def test_rows_are_written_in_the_order_in_which_they_were_added_and_changed_ones_by_their_keys():
+    def work(session: Session) -> list[list]:
+        added = [Patient(name=name) for name in "CAB"]
+        session.add_all(added)
+        session.flush()
+        keys = [row.pk for row in added]
+        for row in reversed(added):
+            row.name += "!"
+            row.attributes = {"PatientWeight": "60"}
+        return [keys, [row.pk for row in session.exec(select(Patient).order_by(Patient.name)).all()]]
+
+    assert db.run(work) == [[1, 2, 3], [2, 3, 1]]
+    assert [(row.name, row.attributes) for row in db.read(OF_SEX.all, sex="")] == [
+        (name, {"PatientWeight": "60"}) for name in ("C!", "A!", "B!")
+    ]
+
+
+def test_only_what_changed_is_written_and_a_change_that_was_taken_back_is_none():
+    db.run(lambda session: session.add(Patient(name="YAMADA^TARO")))
+    before = db.read(db.get, Patient, 1).updated_at
+
+    def back_and_forth(session: Session) -> None:
+        patient = db.get(session, Patient, 1)
+        patient.name, patient.sex = "ONO^YUKI", "F"
+        patient.name, patient.sex = "YAMADA^TARO", ""
+
+    def beside(session: Session) -> None:
+        patient = db.get(session, Patient, 1)
+        db.update(session, Patient, 1, {"sex": "M"})
+        patient.birth_date = "19700101"
+
+    db.run(back_and_forth)
+    assert db.read(db.get, Patient, 1).updated_at == before
+    db.run(beside)
+    after = db.read(db.get, Patient, 1)
+    assert (after.name, after.sex, after.birth_date, after.updated_at > before) == (
+        "YAMADA^TARO", "M", "19700101", True
+    )  # fmt: skip
+
+
+def test_a_row_is_the_same_entity_however_often_it_is_met_and_shows_what_is_there():
+    def work(session: Session) -> None:
+        session.add(made := Patient(sex="M"))
+        assert OF_SEX.one(session, sex="M") is db.get(session, Patient, made.key) is db.lock(session, Patient, made.key)
+        db.update(session, Patient, made.key, {"name": "ONO^YUKI"})
+        assert (OF_SEX.first(session, sex="M").name, made.name) == ("ONO^YUKI", "ONO^YUKI")
+        session.expire_all()
+        db.update(session, Patient, made.key, {"name": "SATO^HANAKO"})
+        assert OF_SEX.one(session, sex="M") is made
+        assert (made.name, inspect(made).expired_attributes) == ("SATO^HANAKO", set())
+
+    db.run(work)
+    with pytest.raises(NoResultFound):
+        db.read(OF_SEX.one, sex="F")
+
+
+def test_a_row_with_a_key_of_its_own_and_one_that_goes_are_written_too():
+    def work(session: Session) -> None:
+        session.add(Patient(pk=7, name="YAMADA^TARO"))
+        session.add(gone := Patient(name="ONO^YUKI"))
+        session.flush()
+        session.delete(gone)
+
+    db.run(work)
+    assert [(row.pk, row.name) for row in db.read(OF_SEX.all, sex="")] == [(7, "YAMADA^TARO")]
+
+
+def test_what_was_changed_inside_a_savepoint_goes_with_it():
+    def work(session: Session) -> None:
+        session.add(patient := Patient(name="YAMADA^TARO"))
+        with pytest.raises(WrongState), session.begin_nested():
+            patient.name = "ONO^YUKI"
+            session.add(Patient(name="SATO^HANAKO"))
+            session.flush()
+            raise WrongState("step", "no")
+        assert patient.name == "YAMADA^TARO"
+        patient.sex = "M"
+
+    db.run(work)
+    assert [(row.name, row.sex) for row in db.read(OF_SEX.all, sex="M")] == [("YAMADA^TARO", "M")]
+    assert db.read(OF_SEX.all, sex="") == []
+
+
+def test_a_change_of_a_row_that_is_gone_is_told():
+    def work(session: Session) -> None:
+        session.add(patient := Patient(name="YAMADA^TARO"))
+        session.flush()
+        session.connection().execute(delete(Patient))
+        patient.name = "ONO^YUKI"
+
+    with pytest.raises(StaleDataError):
+        db.run(work)
+    with pytest.raises(StaleDataError):
+        db.run(db.update, Patient, 1, {"name": "ONO^YUKI"})
+
+
+def test_a_row_that_is_made_has_its_defaults_and_no_field_that_there_is_not():
+    made = Patient(name="YAMADA^TARO")
+    assert (made.name, made.sex, made.attributes, made.pk, made.merged_into) == ("YAMADA^TARO", "", {}, None, None)
+    assert made.attributes is not Patient().attributes
+    with pytest.raises(AssertionError):
+        Patient(nmae="YAMADA^TARO")
