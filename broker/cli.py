@@ -1,11 +1,17 @@
 """The command line. Errors are one line on stderr that says what and how to mend it: status 1, or 2 for usage."""
 
+import contextlib
 import dataclasses
+import functools
+import inspect
 import json
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
+from zoneinfo import ZoneInfo
 
 import typer
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,6 +21,7 @@ from broker.archive import status
 from broker.errors import BrokerError, ConfigError
 from broker.mwl import merge_log, merges, worklist
 from broker.ris_bridge import http_road, journal, replay, rest_road
+from broker.ris_bridge.crashes import CRASHES
 from broker.ris_bridge.hl7 import view
 from broker.ris_bridge.mapping import profile as mapping
 from broker.ris_bridge.mapping import store, trial
@@ -83,6 +90,11 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     widths = [max(len(name), *(len(row[n]) for row in texts)) for n, name in enumerate(names)]
     for row in [names, *texts]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _show_some(rows: Iterable[Any], names: Sequence[str], as_json: bool) -> None:
+    """Of each row of the database, these."""
+    _show([{name: getattr(row, name) for name in names} for row in rows], as_json)
 
 
 def _print_json(found: Any) -> None:
@@ -163,8 +175,7 @@ def token_create(name: Annotated[str, typer.Option()], role: Annotated[str, type
 def token_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Names and roles."""
     _open(config_file)
-    names = ("name", "role", "disabled", "last_used_at")
-    _show([{name: getattr(row, name) for name in names} for row in db.read(site.tokens)], as_json)
+    _show_some(db.read(site.tokens), ("name", "role", "disabled", "last_used_at"), as_json)
 
 
 @GROUPS["token"].command("disable")
@@ -205,14 +216,13 @@ def node_list(unknown: Annotated[bool, typer.Option("--unknown", help="Who knock
     settings = _open(config_file)
     if unknown:
         rows = db.read(site.unknown_peers, settings.limits.list_items_max)
-        names: tuple[str, ...] = ("ae_title", "address", "called", "reason", "times", "last_at")
-        _show([{name: getattr(row, name) for name in names} for row in rows], as_json)
+        _show_some(rows, ("ae_title", "address", "called", "reason", "times", "last_at"), as_json)
         return
     names = (
         "ae_title", "host", "port", "any_address", "device", "kind", "station_names", "modality", "rights",
         "character_set",
     )  # fmt: skip
-    _show([{name: getattr(row, name) for name in names} for row in db.read(site.nodes)], as_json)
+    _show_some(db.read(site.nodes), names, as_json)
 
 
 @GROUPS["node"].command("remove")
@@ -245,7 +255,7 @@ def sender_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None
     _open(config_file)
     names = ("name", "application", "facility", "address", "tls_subject", "messages", "character_set", "mapping",
              "on_trouble", "order_responses")  # fmt: skip
-    _show([{name: getattr(row, name) for name in names} for row in db.read(site.senders)], as_json)
+    _show_some(db.read(site.senders), names, as_json)
 
 
 @GROUPS["sender"].command("remove")
@@ -375,38 +385,76 @@ def worklist_list(ae: Annotated[str, typer.Option(help="AE title; empty: all")] 
     _show(rows if as_json else [{**row, "patient": row["patient"]["id"]} for row in rows], as_json)
 
 
-Filter = Annotated[str, typer.Option(rich_help_panel="Which")]
-StateFilter = Annotated[str, typer.Option(help=", ".join(MESSAGE_STATES), rich_help_panel="Which")]
-TypeFilter = Annotated[str, typer.Option("--type", help="ORM^O01, or ORM for all its events", rich_help_panel="Which")]
-TimeFilter = Annotated[str, typer.Option(help="2025-12-01, 2025-12-01T09:30, …+09:00", rich_help_panel="Which")]
-AnyNumber = Annotated[str, typer.Option(help="a number or ID of any kind", rich_help_panel="Which")]
+TIME_HELP = "2025-12-01, 2025-12-01T09:30, …+09:00; 09:30 is today's"
+FILTER_HELP = {
+    "number": "a number or ID of any kind", "type": "ORM^O01, or ORM for all its events",
+    "state": ", ".join(MESSAGE_STATES), "since": TIME_HELP, "until": TIME_HELP,
+}  # fmt: skip
+CLOCK_TIME = re.compile(r"\d\d:\d\d(:\d\d)?")
+After = Annotated[int, typer.Option(min=0, help="go on after this message")]
 LANGUAGES = ("ja", "en")
 
 
-@GROUPS["message"].command("list")
-def message_list(
-    number: AnyNumber = "", accession: Filter = "", patient: Filter = "", placer: Filter = "", filler: Filter = "",
-    appointment: Filter = "", study: Filter = "", sender: Filter = "", kind: TypeFilter = "", state: StateFilter = "",
-    protocol: Filter = "", error_code: Filter = "", since: TimeFilter = "", until: TimeFilter = "",
-    after: Annotated[int, typer.Option(min=0, help="go on after this message")] = 0,
-    limit: Annotated[int, typer.Option(min=1)] = 50,
-    as_json: AsJson = False,
-    config_file: ConfigFile = None,
-) -> None:  # fmt: skip
-    """The journal, newest first."""
-    settings, wanted = _wanted(
-        config_file, number=number, accession=accession, patient=patient, placer=placer, filler=filler,
-        appointment=appointment, study=study, sender=sender, type=kind, state=state, protocol=protocol,
-        error_code=error_code, since=since, until=until,
-    )  # fmt: skip
+def _filtered(**usual: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command that has every filter of the journal as an option, and gets them as one, `said`. usual: their values
+    where they are not empty."""
+
+    def with_filters(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def filtered(**given: Any) -> None:
+            said = {name: given.pop(name) for name in journal.FILTERS}
+            command(said=said, **given)
+
+        own = inspect.signature(command).parameters
+        options = {
+            name: inspect.Parameter(
+                name, inspect.Parameter.KEYWORD_ONLY, default=usual.get(name, ""),
+                annotation=Annotated[str, typer.Option(help=FILTER_HELP.get(name), rich_help_panel="Which")],
+            )
+            for name in journal.FILTERS
+        }  # fmt: skip
+        parameters = {**{name: own[name].replace(kind=inspect.Parameter.KEYWORD_ONLY) for name in own}, **options}
+        del parameters["said"]
+        filtered.__signature__ = inspect.Signature([*parameters.values()])  # type: ignore[attr-defined]
+        filtered.__annotations__ = {name: one.annotation for name, one in parameters.items()}
+        return filtered
+
+    return with_filters
+
+
+def _pages(
+    page: Callable[[int, int], dict[str, Any]], limit: int, after: int
+) -> tuple[list[dict[str, Any]], int | None]:
+    """Of pages that go on until `next` is null. page: (limit, after). Returns after which one to go on."""
     rows: list[dict[str, Any]] = []
     following: int | None = after
     while following is not None and len(rows) < limit:
-        page = db.read(
-            journal.messages, wanted, now=clock.now(), limit=limit - len(rows),
-            looked_at=settings.limits.journal_rows_max, after=following,
-        )  # fmt: skip
-        rows, following = rows + page["items"], page["next"]
+        found = page(limit - len(rows), following)
+        rows, following = rows + found["items"], found["next"]
+    return rows, following
+
+
+def _listed(
+    wanted: journal.Wanted, settings: config.Settings, limit: int, after: int, *, oldest_first: bool = False
+) -> tuple[list[dict[str, Any]], int | None]:
+    now, looked_at = clock.now(), settings.limits.journal_rows_max
+    return _pages(
+        lambda limit, after: db.read(
+            journal.messages, wanted, now=now, limit=limit, looked_at=looked_at, after=after, oldest_first=oldest_first
+        ),
+        limit, after,
+    )  # fmt: skip
+
+
+@GROUPS["message"].command("list")
+@_filtered()
+def message_list(
+    said: dict[str, str], after: After = 0, limit: Annotated[int, typer.Option(min=1)] = 50, as_json: AsJson = False,
+    config_file: ConfigFile = None,
+) -> None:  # fmt: skip
+    """The journal, newest first."""
+    settings, wanted = _wanted(config_file, said)
+    rows, _ = _listed(wanted, settings, limit, after)
     names = ("id", "received_at", "type", "sender", "state", "age_seconds", "error_code", "error_place", "became")
     _show(rows if as_json else [{name: row[name] for name in names} for row in rows], as_json)
 
@@ -458,28 +506,34 @@ def message_show(
 
 
 @GROUPS["message"].command("replay")
+@_filtered(state="REJECTED")
 def message_replay(
-    message_id: Annotated[int | None, typer.Argument(help="Without it: all that are found.")] = None,
-    sender: Filter = "", kind: TypeFilter = "", state: StateFilter = "REJECTED", error_code: Filter = "",
-    since: TimeFilter = "", until: TimeFilter = "",
-    after: Annotated[int, typer.Option(min=0, help="go on after this message")] = 0,
+    said: dict[str, str],
+    message_id: Annotated[int | None, typer.Argument(help="Without it: all that are found, the oldest first.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what is found, by kind.")] = False,
+    after: After = 0,
     limit: Annotated[int, typer.Option(min=1, help="at most so many")] = 1000,
     as_json: AsJson = False,
     config_file: ConfigFile = None,
-) -> None:  # fmt: skip
+) -> None:
     """Look at refused messages again, by what is known now. What was applied is not applied twice."""
-    settings, wanted = _wanted(
-        config_file, sender=sender, type=kind, state=state, error_code=error_code, since=since, until=until
-    )
-    rows: list[dict[str, Any]] = []
-    following: int | None = after
-    if message_id is not None:
-        rows, following = [replay.replay(message_id, settings, actor=ACTOR)], None
-    while following is not None and len(rows) < limit:
-        page = replay.replay_many(
-            wanted, settings, actor=ACTOR, limit=min(limit - len(rows), settings.limits.list_items_max), after=following
-        )
-        rows, following = rows + page["items"], page["next"]
+    if dry_run and message_id is not None:
+        raise typer.BadParameter("--dry-run counts what the filters find; broker message show tells of one message")
+    settings, wanted = _wanted(config_file, said)
+    if dry_run:
+        _count(*_listed(wanted, settings, limit, after, oldest_first=True), as_json)
+        return
+    with contextlib.ExitStack() as stack:
+        stack.callback(CRASHES.open(settings.data_dir, settings.limits.message_deaths_max))
+        if message_id is not None:
+            rows, following = [replay.replay(message_id, settings, actor=ACTOR)], None
+        else:
+            rows, following = _pages(
+                lambda limit, after: replay.replay_many(
+                    wanted, settings, actor=ACTOR, limit=min(limit, settings.limits.list_items_max), after=after
+                ),
+                limit, after,
+            )  # fmt: skip
     names = ("id", "type", "outcome", "error_code", "error_place", "error_text", "became")
     _show(rows if as_json else [{name: row[name] for name in names} for row in rows], as_json)
     if following is not None and not as_json:
@@ -496,11 +550,26 @@ def message_dismiss(
     db.run(replay.dismiss, message_id, reason=reason, actor=ACTOR, now=clock.now())
 
 
-def _wanted(config_file: Path | None, **said: str) -> tuple[config.Settings, journal.Wanted]:
-    if said.get("state") and said["state"] not in MESSAGE_STATES:
+def _wanted(config_file: Path | None, said: dict[str, str]) -> tuple[config.Settings, journal.Wanted]:
+    if said["state"] and said["state"] not in MESSAGE_STATES:
         raise typer.BadParameter(f"no such state: {said['state']}; states are {', '.join(MESSAGE_STATES)}")
     settings = _open(config_file)
-    return settings, journal.wanted(said, settings.site.timezone)
+    zone = settings.site.timezone
+    today = clock.now().astimezone(ZoneInfo(zone)).date()
+    times = {name: f"{today}T{said[name]}" for name in journal.TIMES if CLOCK_TIME.fullmatch(said[name])}
+    return settings, journal.wanted({**said, **times}, zone)
+
+
+def _count(rows: Sequence[dict[str, Any]], following: int | None, as_json: bool) -> None:
+    """following: of a search that was not at its end."""
+    names = ("sender", "type", "error_code", "error_place")
+    counts = Counter(tuple(row[name] for name in names) for row in rows)
+    kinds = [{**dict(zip(names, kind, strict=True)), "count": count} for kind, count in counts.most_common()]
+    if as_json:
+        _print_json({"found": len(rows), "more": following is not None, "kinds": kinds})
+        return
+    print(f"found: {len(rows)}{', and there may be more: --limit' if following is not None else ''}")
+    _show(kinds, as_json)
 
 
 ProfileFile = Annotated[Path, typer.Argument(help="the profile, a TOML file")]

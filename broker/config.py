@@ -166,12 +166,13 @@ class Limits(Section):
     mllp_escapes_max: int = 100_000  # escape sequences of HL7 and of ISO 2022 in one message
     mllp_orders_max: int = 500  # ORC, OBR, IPC, PID, RGS: each kind, in one message
     mllp_batch_messages_max: int = 1_000  # in one frame
+    message_deaths_max: int = 3  # of the program while the message was in work; then it is parked
     unknown_sender_bytes_max: int = 64 * 1024  # a longer message of a sender that is not registered is not kept
     unknown_sender_messages_max: int = 1_000  # kept of all such senders, oldest out first
     report_document_bytes_max: int = 10 * 1024**2
     http_body_bytes_max: int = 1024 * 1024
     fhir_body_bytes_max: int = 16 * 1024**2
-    fhir_entries_max: int = 500  # of a transaction
+    fhir_entries_max: int = 200  # of a transaction, which must end within database_wait_seconds_max
     fhir_parse_seconds_max: float = 3  # of processor time, to read one request
     http_header_bytes_max: int = 16 * 1024
     http_header_seconds_max: float = 10

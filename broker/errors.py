@@ -86,6 +86,21 @@ class WrongState(BrokerError):
     title = "not possible in this state"
 
 
+class Stale(WrongState):
+    """If-Match, or If-None-Exist that names several."""
+
+    wire = Wire(0x0110, 0xC000, "AE", "207", 412)
+    title = "has changed since it was read"
+
+
+class Parked(BrokerError):
+    """Bytes that the program did not survive several times (security V14)."""
+
+    title = (
+        "was in work each time when the program died, and is not looked at again by itself: replay it after an upgrade"
+    )
+
+
 class NotAllowed(BrokerError):
     wire = Wire(0x0124, 0x0124, "AR", "207", 403)
     title = "no permission"

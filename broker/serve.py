@@ -22,6 +22,7 @@ from broker.jobs import Jobs
 from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
+from broker.ris_bridge.crashes import CRASHES
 from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.web.app import create_app
@@ -56,6 +57,7 @@ class Broker:
         owns = bool(OWNERS & set(self.roles))
         if owns:
             self._stops.append(leases.hold_folder(self.settings.data_dir))
+        self._stops.append(CRASHES.open(self.settings.data_dir, self.settings.limits.message_deaths_max))
         self._open_database()
         if owns:
             self._recover()

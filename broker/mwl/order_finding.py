@@ -210,22 +210,23 @@ def _pair(
     """The row of each: by the first of `names` that it states. Those that state none: by their numbers, or any where
     they state no number that is known; as many as there are such rows, in their order."""
 
-    def numbers(one: W) -> list[Any] | None:
-        return None if any(getattr(one, name) for name in names) else _values(one)
-
+    stated = [None if any(getattr(one, name) for name in names) else _values(one) for one in wanted]
     paired: list[P | None] = []
-    for place, one in enumerate(wanted):
-        if numbers(one) is None:
+    for place, (one, numbers) in enumerate(zip(wanted, stated, strict=True)):
+        if numbers is None:
             name = next(name for name in names if getattr(one, name))
             paired.append(next((row for row in rows if getattr(row, name) == getattr(one, name)), None))
             continue
         fitting = [row for row in rows if fits(row, one)] or [row for row in rows if _is_open(row, one)]
-        alike = [numbers(other) == numbers(one) for other in wanted]
-        if fitting and len(fitting) != sum(alike):
+        if not fitting:
+            paired.append(None)
+            continue
+        alike = [other == numbers for other in stated]
+        if len(fitting) != sum(alike):
             raise DuplicateKey(
                 what, f"the order has {len(fitting)} such parts, {sum(alike)} are named; state their IDs"
             )
-        paired.append(fitting[sum(alike[:place])] if fitting else None)
+        paired.append(fitting[sum(alike[:place])])
     return paired
 
 

@@ -1,11 +1,12 @@
 """What a command does: each kind has one service."""
 
 import datetime as dt
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sqlmodel import Session
 
+from broker.archive import status
 from broker.config import Limits, Site
 from broker.mwl import orders, patients, reports, visits
 from broker.mwl.commands import Command, OrderCommand, Outcome, PatientCommand, ReportCommand, VisitCommand
@@ -68,6 +69,35 @@ def _report(session: Session, command: ReportCommand, cause: Cause) -> Done:
     return Done(f"{command.status} report {report.key} on order {report.order_pk}", report.order_pk)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """All that one request asks for, where its answer shows what became of it. check: raises what forbids it, in the
+    same transaction. tell: the answer, when it is done."""
+
+    commands: tuple[Command, ...]
+    tell: Callable[[Session, Sequence[Done], Cause], bytes]
+    check: Callable[[Session], None] | None = None
+
+
+@dataclass(frozen=True)
+class Told(Done):
+    answer: bytes = b""
+
+
+def _asked(session: Session, asked: Asked, cause: Cause) -> Told:
+    if asked.check:
+        asked.check(session)
+    done = [carry_out(session, one, cause) for one in asked.commands]
+    session.flush()
+    status.publish(session)  # the answer shows the documents of this transaction
+    return Told(
+        words="; ".join(dict.fromkeys(one.words for one in done)) or "nothing",
+        order_pk=next((one.order_pk for one in reversed(done) if one.order_pk), None),
+        answer=asked.tell(session, done, cause),
+    )
+
+
 EFFECTS: dict[type, Callable[..., Done]] = {
     OrderCommand: _order, PatientCommand: _patient, VisitCommand: _visit, ReportCommand: _report,
+    Asked: _asked,
 }  # fmt: skip

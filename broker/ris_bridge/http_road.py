@@ -17,9 +17,8 @@ import pydantic_core
 from sqlmodel import Session, col, select
 
 from broker import db, ids
-from broker.archive import status
 from broker.config import Settings, Site
-from broker.errors import BrokerError, InvalidValue, Unreadable, Wire, WrongState
+from broker.errors import BrokerError, InvalidValue, Unreadable, WrongState
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder
 from broker.model.patients import Patient
@@ -36,8 +35,8 @@ from broker.mwl.commands import (
     StepCommand,
     VisitCommand,
 )
-from broker.ris_bridge import effects, inbox
-from broker.ris_bridge.effects import Cause, Done
+from broker.ris_bridge import inbox
+from broker.ris_bridge.effects import Asked, Done, Told
 from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Answer, Read, Received, Road
 from broker.ris_bridge.turns import Keys
 
@@ -48,13 +47,6 @@ RETRY_SECONDS = 5
 CHANGE = "send a change (XO)"  # what services advise, in the words of HL7
 KEYS_MAX = 200  # of one request
 PLACE_CHARACTERS_MAX = 200  # of a refusal: a name that is none of ours may have any length
-
-
-class Stale(WrongState):
-    """If-Match, or If-None-Exist that names several."""
-
-    wire = Wire(0x0110, 0xC000, "AE", "207", 412)
-    title = "has changed since it was read"
 
 
 @dataclass(frozen=True)
@@ -132,37 +124,6 @@ def again(row: Message, road: Road, settings: Settings) -> tuple[Received, Road]
 # What it asks for
 
 
-@dataclass(frozen=True)
-class Asked:
-    """All that one request asks for. check: raises what forbids it, in the same transaction. tell: the answer, when it
-    is done."""
-
-    commands: tuple[Command, ...]
-    tell: Callable[[Session, Sequence[Done], Cause], Reply]
-    check: Callable[[Session], None] | None = None
-
-
-@dataclass(frozen=True)
-class Told(Done):
-    reply: bytes = b""
-
-
-def _carry_out(session: Session, asked: Asked, cause: Cause) -> Told:
-    if asked.check:
-        asked.check(session)
-    done = [effects.carry_out(session, one, cause) for one in asked.commands]
-    session.flush()
-    status.publish(session)  # the answer shows the documents of this transaction
-    return Told(
-        words="; ".join(dict.fromkeys(one.words for one in done)) or "nothing",
-        order_pk=next((one.order_pk for one in reversed(done) if one.order_pk), None),
-        reply=asked.tell(session, done, cause).raw(),
-    )
-
-
-effects.EFFECTS[Asked] = _carry_out
-
-
 def read(
     received: Received,
     build: Callable[[], Asked],
@@ -189,7 +150,7 @@ def read(
             return refusal(_in_words(refused, change)).raw()
         (one,) = done
         assert isinstance(one, Told)
-        return one.reply
+        return one.answer
 
     return Read(keys=keys, commands=commands, answer=answer, actor=received.sender)
 

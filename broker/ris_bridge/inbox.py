@@ -11,10 +11,11 @@ from sqlmodel import Session, col
 
 from broker import clock, db, log
 from broker.config import Settings
-from broker.errors import BrokerError, DuplicateKey, NoRoom
+from broker.errors import BrokerError, DuplicateKey, NoRoom, Parked
 from broker.model.messages import Message, MessageKey
 from broker.mwl.commands import Command
 from broker.ris_bridge import effects
+from broker.ris_bridge.crashes import CRASHES
 from broker.ris_bridge.effects import Done
 from broker.ris_bridge.turns import TURNS, Keys, Turn
 from broker.states import MESSAGE, advance
@@ -57,12 +58,13 @@ class Read:
 class Road:
     """How messages of one protocol are read, and refused where they cannot be. unreadable: the ERR-2 of a refusal after
     which a sender's entry may be mended and the same bytes sent again. may_follow: what it speaks of may come after it
-    (ERR-3 204), and the same bytes are then looked at again."""
+    (ERR-3 204), and the same bytes are then looked at again. keys: by which it is found where it could not be read."""
 
     read: Callable[[Received], Read]
     refuse: Callable[[Received, BrokerError], bytes]
     unreadable: str = ""
     may_follow: bool = False
+    keys: Callable[[bytes], Keys] = lambda _: frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,10 @@ def take(received: Received, road: Road, turn: Turn | None = None, *, again: boo
     turn: its place among those that came, where its road knows that; otherwise it gets one when it has been read, and
     holds nobody up until then. again: a person wants it looked at once more."""
     try:
-        return _take(received, road, turn, again)
+        if CRASHES.is_poison(received.digest) and not again:
+            return db.run(_reject, received, road, None, Parked("message"), again)
+        with CRASHES.watch(received.digest):
+            return _take(received, road, turn, again)
     finally:
         if turn:
             turn.done()
@@ -196,7 +201,7 @@ def _apply(
     site, limits = received.settings.site, received.settings.limits
     cause = effects.Cause(clock.now(), read.actor, site, limits, entry.pk, entry.received_at)
     done = [effects.carry_out(session, command, cause) for command in commands]
-    _file(session, entry, read)
+    _file(session, entry, read.keys)
     answer = read.answer(None, done)
     outcome = {
         "state": advance(MESSAGE, entry.state, "apply"), "answer": answer, "answer_sent": False,
@@ -225,8 +230,8 @@ def _reject(
         return Answer(entry.answer, entry.pk)
     log.get().warning("message.rejected", type=received.type, peer=received.peer, code=error.err, place=error.place)
     outcome: dict[str, Any] = {"state": advance(MESSAGE, entry.state, "reject")}
+    _file(session, entry, read.keys if read else road.keys(received.raw))
     if read is not None:
-        _file(session, entry, read)
         outcome["mapping"] = read.mapping
     answer = entry.answer
     if (error.err, error.place, error.text) != (entry.error_code, entry.error_place, entry.error_text):
@@ -239,9 +244,9 @@ def _reject(
     return Answer(answer, entry.pk)
 
 
-def _file(session: Session, entry: Entry, read: Read) -> None:
-    """By what the message is found: only as far as it could be read."""
+def _file(session: Session, entry: Entry, keys: Keys) -> None:
+    """By what the message is found."""
     if entry.received_at:
         UNFILE.rows(session, message_pk=entry.pk)
-    for kind, value in sorted(read.keys):
+    for kind, value in sorted(keys):
         db.append(session, MessageKey, {"message_pk": entry.pk, "kind": kind, "value": value})

@@ -19,6 +19,7 @@ from broker.config import Settings
 from broker.errors import InvalidValue, UnknownKey
 from broker.model.messages import Message, MessageKey
 from broker.ris_bridge.hl7 import road, view
+from broker.ris_bridge.hl7.keys import KEYS_MAX
 from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX
 from broker.states import MESSAGE, states_of
 
@@ -202,10 +203,11 @@ def _span(session: Session, wanted: Wanted) -> tuple[int, int]:
 
 
 def messages(
-    session: Session, wanted: Wanted, *, now: dt.datetime, limit: int, looked_at: int, after: int = 0
-) -> dict[str, Any]:
-    """One page, the newest first. next: after which message it goes on."""
-    rows, following = find(session, wanted, limit=limit, looked_at=looked_at, after=after)
+    session: Session, wanted: Wanted, *, now: dt.datetime, limit: int, looked_at: int, after: int = 0,
+    oldest_first: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """One page. next: after which message it goes on."""
+    rows, following = find(session, wanted, limit=limit, looked_at=looked_at, after=after, oldest_first=oldest_first)
     return {"items": [summary(row, now) for row in rows], "next": following}
 
 
@@ -238,7 +240,7 @@ def message(session: Session, pk: int, *, settings: Settings, language: str, now
     """With its bytes and its answer, as they are, as text, and segment by segment with the names of its fields."""
     row = get(session, pk)
     keys = session.exec(
-        select(MessageKey).where(MessageKey.message_pk == row.key).order_by(col(MessageKey.pk)).limit(road.KEYS_MAX)
+        select(MessageKey).where(MessageKey.message_pk == row.key).order_by(col(MessageKey.pk)).limit(KEYS_MAX)
     )
     limit = settings.limits.journal_segments_max
     raw, answer = (

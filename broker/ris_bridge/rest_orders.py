@@ -4,8 +4,8 @@ In a new order null says nothing; in a change it deletes, and what is absent sta
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -241,10 +241,25 @@ def _with_numbers(procedure: ProcedureCommand) -> ProcedureCommand:
     return replace(procedure, steps=tuple(replace(step, **numbers) for step in procedure.steps))
 
 
-def changed(body: OrderBody, known: http_road.Known, steps: int, site: Site) -> OrderCommand:
-    """A change of a known order. steps: how many it has.
+@dataclass(frozen=True)
+class Has:
+    """A procedure that the order has. numbers: by their names in a body, PROCEDURE_KEYS."""
 
-    Raises InvalidValue for what never changes, MissingField where it does not say which step it is about."""
+    numbers: Mapping[str, str]
+    sps_ids: tuple[str, ...]
+
+    def is_meant(self, body: ProcedureBody) -> bool:
+        """By any number that it has; by one that it has not got yet; where none is stated, it may be."""
+        named = {name: value for name in PROCEDURE_KEYS if (value := getattr(body, name))}
+        same = any(self.numbers[name] == value for name, value in named.items())
+        return same or all(not self.numbers[name] for name in named)
+
+
+def changed(body: OrderBody, known: http_road.Known, has: Sequence[Has], site: Site) -> OrderCommand:
+    """A change of a known order. has: its procedures.
+
+    Raises InvalidValue for what never changes, MissingField where it does not say which step it is about, or names one
+    that the order does not have and does not say all that a new one needs."""
     mine = {"accession_number": known.accession_number, "accession_issuer": known.accession_issuer}
     if body.patient:
         mine |= {"patient.id": known.patient.value, "patient.issuer": known.patient.issuer}
@@ -252,9 +267,12 @@ def changed(body: OrderBody, known: http_road.Known, steps: int, site: Site) -> 
         *holder, name = where.split(".")
         if (body.patient if holder else body).said(name) not in (None, value):  # type: ignore[union-attr]
             raise InvalidValue(where, "cannot be changed")
-    if steps > 1:
-        for n, procedure in enumerate(body.requested_procedures):
-            _named(procedure, f"requested_procedures.{n}")
+    is_alone = sum(len(one.sps_ids) for one in has) <= 1
+    for n, procedure in enumerate(body.requested_procedures):
+        path = f"requested_procedures.{n}"
+        if not is_alone:
+            _named(procedure, path)
+        _check_new(procedure, [one for one in has if one.is_meant(procedure)], path)
     return replace(known.command("XO", place="order"), **_said(_command("XO", body, site)))
 
 
@@ -281,8 +299,24 @@ def _named(procedure: ProcedureBody, path: str) -> None:
             raise MissingField(f"{path}.steps.{n}.sps_id", "the order has several steps: say which one")
 
 
+def _check_new(procedure: ProcedureBody, mine: Sequence[Has], path: str) -> None:
+    known = {sps_id for one in mine for sps_id in one.sps_ids}
+    needed: list[tuple[str, Any]] = [] if mine else [(f"{path}.steps", procedure.steps)]
+    for n, step in enumerate(procedure.steps):
+        if not mine or (step.sps_id and step.sps_id not in known):
+            needed += _of_new_step(step, f"{path}.steps.{n}")
+    for where, value in needed:
+        if not value:
+            raise MissingField(where, "is required: the order has no such procedure or step, and a new one has it")
+
+
+def _of_new_step(step: StepBody, path: str) -> list[tuple[str, Any]]:
+    """What a worklist item cannot do without (PS3.4 Table K.6-1)."""
+    return [(f"{path}.{name}", getattr(step, name)) for name in ("modality", "station_ae_titles", "scheduled_start")]
+
+
 def _require(body: OrderBody, site: Site) -> None:
-    """What a worklist item cannot do without (PS3.4 Table K.6-1), and what this site makes of missing identifiers."""
+    """What a worklist item cannot do without, and what this site makes of missing identifiers."""
     patient = body.patient or PatientBody()
     needed: list[tuple[str, Any]] = [("patient.id", patient.id)]
     needed.append(("patient.name", _name_of(patient.name, site, "patient.name").pn))
@@ -294,8 +328,7 @@ def _require(body: OrderBody, site: Site) -> None:
         rejected.append((f"{path}.id", procedure.id, site.missing_requested_procedure_id))
         rejected.append((f"{path}.study_instance_uid", procedure.study_instance_uid, site.missing_study_instance_uid))
         for m, step in enumerate(procedure.steps):
-            needed += [(f"{path}.steps.{m}.{name}", getattr(step, name))
-                       for name in ("modality", "station_ae_titles", "scheduled_start")]  # fmt: skip
+            needed += _of_new_step(step, f"{path}.steps.{m}")
             rejected.append((f"{path}.steps.{m}.sps_id", step.sps_id, site.missing_sps_id))
     needed += [(where, value) for where, value, policy in rejected if policy == "reject"]
     for where, value in needed:
@@ -413,7 +446,7 @@ def _code(body: Code, path: str) -> dict[str, Any]:
 def code(value: str, meaning: str, scheme: str, path: str) -> dict[str, Any]:
     """A code item, by the rule for JJ1017 that HL7's codes have. Raises InvalidValue for one that DICOM cannot hold."""
     if values.JJ1017_SCHEME.match(scheme) or (not scheme and values.JJ1017_32.fullmatch(value)):
-        made = values._jj1017(value, meaning, scheme)
+        made = values.jj1017(value, meaning, scheme)
         if made is None:
             raise InvalidValue(path, "is no JJ1017 code: 16 or 32 characters, digits and capitals without I and O")
         return made
@@ -443,6 +476,6 @@ def _parts(group: str) -> list[str]:
 def name(said: list[tuple[str, list[str]]], site: Site, path: str) -> names.Name:
     """said: (representation A, I, P or empty, [family, given, middle, suffix, prefix])."""
     try:
-        return names._name(said, site, path, names.XPN)
+        return names.grouped(said, site, path, names.XPN)
     except BrokerError as error:
         raise InvalidValue(path, error.text) from None

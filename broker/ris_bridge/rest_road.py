@@ -7,20 +7,20 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import func
-from sqlmodel import Session, col, select
+from sqlmodel import Session, select
 
 from broker import db
 from broker.archive import status
 from broker.config import Settings, Site
-from broker.errors import BrokerError, UnknownKey
+from broker.errors import BrokerError, Stale, UnknownKey
 from broker.model.messages import Message
-from broker.model.orders import ImagingOrder, ScheduledStep
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.mwl.commands import Command, PatientCommand, VisitCommand
 from broker.ris_bridge import http_road, poll_orders, rest_orders
-from broker.ris_bridge.effects import Cause, Done
-from broker.ris_bridge.http_road import Asked, Known, Reply, Request, Stale
+from broker.ris_bridge.effects import Asked, Cause, Done
+from broker.ris_bridge.http_road import Known, Reply, Request
 from broker.ris_bridge.inbox import Answer, Read, Received, Road
+from broker.ris_bridge.rest_orders import Has
 
 PROTOCOL = "rest"
 ORDERS = "/api/v1/orders"
@@ -30,12 +30,12 @@ PATH = re.compile(ORDERS + r"(?:/(\d{1,18})(?:/([a-z-]+))?)?")
 
 @dataclass(frozen=True)
 class Context:
-    """text: the body. known: the order that the path names."""
+    """text: the body. known, has: the order that the path names, its procedures."""
 
     text: str
     site: Site
     known: Known | None = None
-    steps: int = 0
+    has: tuple[Has, ...] = ()
 
     @property
     def order(self) -> Known:
@@ -54,7 +54,7 @@ def state(context: Context) -> list[Command]:
 
 def change(context: Context) -> list[Command]:
     body = rest_orders.change(context.text)
-    order = rest_orders.changed(body, context.order, context.steps, context.site)
+    order = rest_orders.changed(body, context.order, context.has, context.site)
     person = rest_orders.demographics(body, context.order, context.site)
     update = [PatientCommand("update", person, cause="PATCH")] if person else []
     return [*update, order]
@@ -112,7 +112,7 @@ def _named(request: Request) -> tuple[int | None, str]:
 def _read(received: Received, before: dt.datetime | None = None) -> Read:
     request = http_road.request_of(received.raw)
     order_pk, action = _named(request)
-    known, steps = (None, 0) if order_pk is None else db.read(_known, order_pk, before)
+    known, has = (None, ()) if order_pk is None else db.read(_known, order_pk, before)
     wanted = request.headers.get("if-match", "")
 
     def check(session: Session) -> None:
@@ -121,22 +121,30 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
         if wanted.strip() != "*" and etag(order_pk, status.of_order(session, order_pk)[1]) not in wanted:
             raise Stale("If-Match")
 
-    def tell(session: Session, done: Sequence[Done], cause: Cause) -> Reply:
-        return _told(session, order_pk or next(one.order_pk for one in done if one.order_pk), cause)
+    def tell(session: Session, done: Sequence[Done], cause: Cause) -> bytes:
+        return _told(session, order_pk or next(one.order_pk for one in done if one.order_pk), cause).raw()
 
     def build() -> Asked:
         if order_pk is not None and known is None:
             raise UnknownKey("order_id", "no such order")
-        context = Context(http_road.text(request.body), received.settings.site, known, steps)
+        context = Context(http_road.text(request.body), received.settings.site, known, has)
         commands = tuple((ACTIONS | FETCHED)[request.method, action](context))
         return Asked(commands, tell, check if wanted and order_pk else None)
 
     return http_road.read(received, build, rest_orders.keys(request.body), _refusal, CHANGE)
 
 
-def _known(session: Session, order_pk: int, before: dt.datetime | None) -> tuple[Known | None, int]:
-    steps = select(func.count(col(ScheduledStep.pk))).where(ScheduledStep.order_pk == order_pk)
-    return http_road.known(session, order_pk, before), session.exec(steps).one()
+def _known(session: Session, order_pk: int, before: dt.datetime | None) -> tuple[Known | None, tuple[Has, ...]]:
+    rows = session.exec(select(RequestedProcedure).where(RequestedProcedure.order_pk == order_pk)).all()
+    ids = select(ScheduledStep.requested_procedure_pk, ScheduledStep.sps_id).where(ScheduledStep.order_pk == order_pk)
+    steps = session.exec(ids).all()
+    has = [Has(_numbers(row), tuple(sps_id for pk, sps_id in steps if pk == row.key)) for row in rows]
+    return http_road.known(session, order_pk, before), tuple(has)
+
+
+def _numbers(row: RequestedProcedure) -> dict[str, str]:
+    said = row.requested_procedure_id, row.study_instance_uid, row.placer_number, row.filler_number
+    return dict(zip(rest_orders.PROCEDURE_KEYS, said, strict=True))
 
 
 def _told(session: Session, order_pk: int, cause: Cause) -> Reply:

@@ -41,31 +41,15 @@ def change(request: Request, order_id: Number, body: Body, who: RIS, idempotency
     return _take(request, body, who, idempotency_key)
 
 
-@router.post("/{order_id}/cancel")
-def cancel(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
-    """What has not begun is cancelled: {"reason"}."""
+def act(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
     return _take(request, body, who, idempotency_key)
 
 
-@router.post("/{order_id}/arrive")
-def arrive(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
-    """The patient is here: {"at"}."""
-    return _take(request, body, who, idempotency_key)
-
-
-@router.post("/{order_id}/hold")
-def hold(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
-    """Off the worklist until it is released: {"reason"}."""
-    return _take(request, body, who, idempotency_key)
-
-
-@router.post("/{order_id}/release")
-def release(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
-    """Back on the worklist."""
-    return _take(request, body, who, idempotency_key)
-
-
-@router.post("/{order_id}/no-show")
-def no_show(request: Request, order_id: Number, body: Body, who: RIS, idempotency_key: Key = "") -> Response:
-    """The patient did not come."""
-    return _take(request, body, who, idempotency_key)
+for _name, _does in {
+    "cancel": 'What has not begun is cancelled: {"reason"}.',
+    "arrive": 'The patient is here: {"at"}.',
+    "hold": 'Off the worklist until it is released: {"reason"}.',
+    "release": "Back on the worklist.",
+    "no-show": "The patient did not come.",
+}.items():
+    router.post(f"/{{order_id}}/{_name}", name=_name, description=_does)(act)

@@ -17,7 +17,7 @@ from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.work import AuditEvent
 from broker.ris_bridge import http_road, journal, replay, rest_road
-from broker.ris_bridge.hl7 import fields, road, view
+from broker.ris_bridge.hl7 import fields, keys, road, view
 from broker.ris_bridge.journal import Wanted
 from broker.sim.ris import code_of, omi
 from tests import roads
@@ -288,7 +288,7 @@ def test_a_message_that_is_too_much_is_not_shown_in_full():
 def test_every_segment_that_is_read_has_its_fields_named_in_japanese():
     table = fields._japanese()
     segments = {name for name, number in table if not number}
-    assert segments >= {segment for _, segment, _ in road.KEYS} | {
+    assert segments >= {segment for _, segment, _ in keys.KEYS} | {
         *"MSH EVN PID PV1 ORC OBR TQ1 IPC ZDS NTE OBX SCH RGS AIS AIG AIL AIP MRG AL1 MSA ERR BHS BTS FHS FTS".split()
     }
     assert all(table.values())

@@ -9,6 +9,7 @@ from broker import config, db, leases
 from broker.archive.staging import Staging
 from broker.errors import ConfigError
 from broker.model.images import Instance
+from broker.ris_bridge.crashes import CRASHES, FOLDER, Crashes
 from broker.serve import Broker
 from tests import commands
 from tests.house import House
@@ -59,6 +60,26 @@ def test_a_broker_without_images_runs_beside_and_touches_nothing(settings):
         assert set(beside.ports) == {"http", "hl7"}
     leave()
     assert part.exists()
+
+
+def test_a_clean_stop_leaves_no_message_in_work(settings):
+    with running(settings, "hl7"), CRASHES.watch("00" * 32):
+        assert len(list((settings.data_dir / FOLDER).iterdir())) == 1
+    assert list((settings.data_dir / FOLDER).iterdir()) == []
+
+
+def test_a_message_is_parked_at_the_start_after_the_third_death(settings):
+    digest = "5a" * 32
+    for _ in range(settings.limits.message_deaths_max):
+        with running(settings, "hl7"):
+            assert not CRASHES.is_poison(digest)
+        killed = Crashes()
+        killed.open(settings.data_dir, 3)
+        killed._work.note(bytes.fromhex(digest))
+        del killed  # its file stays, and is nobody's
+    with running(settings, "hl7", "web"):
+        assert CRASHES.is_poison(digest)
+    assert not CRASHES.is_poison(digest)
 
 
 def test_the_person_who_starts_it_twice_reads_one_line(settings, database_url, tmp_path):

@@ -23,6 +23,7 @@ from broker.ris_bridge.http_road import (
     reply_of,
     request_of,
 )
+from broker.ris_bridge.rest_orders import Has
 from tests import roads
 
 SITE = Site(accession_issuer="RIS", patient_id_issuer="HOSP")
@@ -54,8 +55,18 @@ def placed(body: dict, site: Site = SITE) -> OrderCommand:
     return rest_orders.placed(rest_orders.new(json.dumps(body)), site)
 
 
-def changed(body: dict, steps: int = 1) -> OrderCommand:
-    return rest_orders.changed(rest_orders.change(json.dumps(body)), KNOWN, steps, SITE)
+def of_order(*sps_ids: str) -> list[Has]:
+    return [
+        Has(
+            {"id": "RP1", "study_instance_uid": "1.2.3", "placer_order_number": "P1", "filler_order_number": ""},
+            sps_ids,
+        )
+    ]
+
+
+def changed(body: dict, *sps_ids: str) -> OrderCommand:
+    has = of_order(*(sps_ids or ("S1",)))
+    return rest_orders.changed(rest_orders.change(json.dumps(body)), KNOWN, has, SITE)
 
 
 def test_the_golden_order_is_the_command_that_the_message_makes():
@@ -183,7 +194,32 @@ def test_what_an_order_is_found_by_does_not_change(body, place):
 @pytest.mark.parametrize("body", [{"steps": [{"sps_id": "S1"}]}, {"id": "RP1", "steps": [{"modality": "MR"}]}])
 def test_of_several_steps_a_change_says_which(body):
     with pytest.raises(MissingField):
-        changed({"requested_procedures": [body]}, steps=2)
+        changed({"requested_procedures": [body]}, "S1", "S2")
+
+
+STEP = {"sps_id": "S9", "modality": "CT", "station_ae_titles": ["CT1"], "scheduled_start": "2025-12-01T09:30:00"}
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [({"id": "RP9"}, "steps"), ({"placer_order_number": "P9"}, "steps"), ({"study_instance_uid": "1.9"}, "steps"),
+     ({"steps": [{"sps_id": "S9"}]}, "steps.0.modality"), ({"id": "RP1", "steps": [{"sps_id": "S9"}]}, "steps.0.modality"),
+     ({"id": "RP9", "steps": [{**STEP, "scheduled_start": None}]}, "steps.0.scheduled_start")],
+)  # fmt: skip
+def test_a_change_that_names_what_the_order_does_not_have_must_say_all_of_it(body, place):
+    """It would be about another order's procedure or step, and this one would get a part that no device can be shown."""
+    with pytest.raises(MissingField) as refused:
+        changed({"requested_procedures": [body]})
+    assert refused.value.place == f"requested_procedures.0.{place}"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"id": "RP9", "steps": [STEP]}, {"id": "RP1", "steps": [STEP]}, {"steps": [{"sps_id": "S1"}]}, {"id": "RP1"},
+     {"filler_order_number": "F1"}, {"id": "RP1", "filler_order_number": "F1"}, {"placer_order_number": "P1"}, {}],
+)  # fmt: skip
+def test_but_it_may_add_a_whole_part_or_a_number_that_was_not_known_yet(body):
+    assert changed({"requested_procedures": [body]}).procedures
 
 
 def test_a_jj1017_code_of_32_characters_is_split_and_a_foreign_one_refused():

@@ -110,6 +110,14 @@ def test_a_transaction_with_one_wrong_entry_leaves_nothing(site):
     }  # fmt: skip
 
 
+def test_a_transaction_over_the_limit_is_refused_as_a_whole(site):
+    requests = [roads.service_request()] * site.settings.limits.fhir_entries_max
+    refused = ask(site, "POST", body=roads.bundle(roads.patient(), *requests))
+    assert (refused.status_code, outcome(refused)) == (422, ("invalid", ["Bundle.entry"]))
+    assert "further one" in refused.json()["issue"][0]["diagnostics"]
+    assert not site.rows(Patient)
+
+
 def test_a_transaction_that_conflicts_leaves_everything_as_it_was(placed):
     bundle = roads.fhir(today())
     bundle["entry"][1]["resource"]["code"]["text"] = "頭部CT"
@@ -200,6 +208,59 @@ def test_an_appointment_moves_the_step_of_a_known_request(placed):
     later["status"] = "cancelled"
     assert ask(placed, "POST", body=roads.bundle(later)).status_code == 200
     assert placed.rows(ScheduledStep)[0].status == "CANCELED"
+
+
+@pytest.mark.parametrize("kind", ["Task", "Appointment"])
+@pytest.mark.parametrize("status", ["accepted", "cancelled"])
+@pytest.mark.parametrize("says", ["SPS ID", "request"])
+def test_a_put_is_about_the_step_that_its_url_names(site, kind, status, says):
+    """Whether the step is named by its own number, or is its request's only one."""
+    twice = [{**roads.task(), "status": "accepted", "identifier": [{"value": name}]} for name in ("S1", "S2")]
+    placed = ask(site, "POST", body=roads.bundle(roads.patient(), roads.service_request(), *twice))
+    assert placed.status_code == 200, placed.text
+    place_another(site)
+    key, step, other, nobody = ("1", "1", "2", "9") if says == "SPS ID" else ("2", "3", "1", "0")
+    resource = {**(roads.task() if kind == "Task" else roads.appointment(today(23, 15))), "status": status}
+    resource["basedOn"] = [{"reference": f"ServiceRequest/{key}"}]
+    resource["identifier"] = (
+        [{"type": {"text": "Scheduled Procedure Step ID"}, "value": "S1"}] if says == "SPS ID" else []
+    )
+    resource.pop("participant", None)
+    before = [row.model_dump() for row in site.rows(ScheduledStep)]
+    for wrong in (other, nobody, "x"):
+        refused = ask(site, "POST", body=put({**resource, "id": wrong}, f"{kind}/{wrong}"))
+        assert (refused.status_code, outcome(refused)) == (409, ("conflict", ["Bundle.entry[0].resource.id"]))
+        assert [row.model_dump() for row in site.rows(ScheduledStep)] == before
+    right = ask(site, "POST", body=put({**resource, "id": step}, f"{kind}/{step}"))
+    assert right.status_code == 200, right.text
+    assert right.json()["entry"][0]["response"]["location"] == f"{kind}/{step}"
+
+
+def test_a_put_beside_its_request_is_about_the_step_that_its_url_names(site):
+    first, second = ({**roads.task(), "status": "accepted", "identifier": [{"value": name}]} for name in ("S1", "S2"))
+    bundle = roads.bundle(roads.patient(), roads.service_request(), first, second)
+    assert ask(site, "POST", body=bundle).status_code == 200
+    for status in ("active", "revoked"):
+        resource = {**ask(site, "GET", "/ServiceRequest/1").json(), "status": status}
+        both = roads.bundle(resource, {**second, "id": "9", "basedOn": [{"reference": "ServiceRequest/1"}]})
+        both["entry"][0]["request"] = {"method": "PUT", "url": "ServiceRequest/1"}
+        for wrong in ("1", "9") if status == "active" else ("9",):
+            both["entry"][1]["resource"]["id"] = wrong
+            both["entry"][1]["request"] = {"method": "PUT", "url": f"Task/{wrong}"}
+            assert ask(site, "POST", body=both).status_code == 409, (status, wrong)
+        both["entry"][1]["resource"]["id"] = "2"
+        both["entry"][1]["request"] = {"method": "PUT", "url": "Task/2"}
+        assert statuses(site) == ["SCHEDULED", "SCHEDULED"]
+        assert ask(site, "POST", body=both).status_code == 200, status
+
+
+def test_a_task_of_two_known_requests_is_refused(placed):
+    place_another(placed)
+    both = {**cancelled("1"), "focus": {"reference": "ServiceRequest/2"}}
+    refused = ask(placed, "POST", body=roads.bundle(both))
+    assert (refused.status_code, outcome(refused)) == (409, ("conflict", ["Bundle.entry[0].resource.basedOn"]))
+    assert statuses(placed) == ["SCHEDULED", "SCHEDULED"]
+    assert ask(placed, "POST", body=roads.bundle({**both, "focus": both["basedOn"][0]})).status_code == 200
 
 
 def test_a_request_for_another_patients_order_changes_nothing(placed):

@@ -1,6 +1,7 @@
 """The journal over HTTP and at the command line: found, read, worked off."""
 
 import base64
+import hashlib
 import json
 
 import httpx
@@ -9,6 +10,7 @@ import pytest
 from broker import clock, db, site
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder
+from broker.ris_bridge.crashes import CRASHES, Crashes
 from broker.sim.ris import omi
 from tests import commands
 from tests.world import SATO, YAMADA, order
@@ -114,8 +116,8 @@ def test_a_question_that_is_none_is_not_acceptable(broker, query):
     assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), answer.text
 
 
-def test_the_command_line_does_the_same(broker, refused, tmp_path):
-    broker.place(order("ACC002", SATO))
+@pytest.fixture
+def command(broker, tmp_path):
     environment = commands.environment(broker.settings.database_url, tmp_path / "data")
 
     def command(*arguments: str, status: int = 0) -> str:
@@ -125,6 +127,11 @@ def test_the_command_line_does_the_same(broker, refused, tmp_path):
         assert process.exitcode == status, said + (tmp_path / "stderr").read_text("utf-8")
         return said
 
+    return command
+
+
+def test_the_command_line_does_the_same(broker, refused, command):
+    broker.place(order("ACC002", SATO))
     listed = json.loads(command("list", "--state", "REJECTED", "--json"))
     assert [one["id"] for one in listed] == [refused]
     assert [one["state"] for one in json.loads(command("list", "--number", "ACC002", "--json"))] == ["APPLIED"]
@@ -140,6 +147,59 @@ def test_the_command_line_does_the_same(broker, refused, tmp_path):
     assert command("replay", "--type", "OMI") == "none\n"
     command("show", "4711", status=1)
     command("list", "--state", "LOST", status=2)
+
+
+def test_what_was_mended_is_counted_first_and_then_taken_by_any_filter_of_the_list(broker, command):
+    """Changes that came before their orders."""
+    placed = [order(f"ACC00{n}", one) for n, one in enumerate((YAMADA, SATO, YAMADA, YAMADA, YAMADA), start=1)]
+    for one in placed:
+        broker.ris().send(omi(one, "XO"))
+
+    def replay(*arguments: str) -> list[str]:
+        return [one["outcome"] for one in json.loads(command("replay", *arguments, "--json"))]
+
+    counted = json.loads(command("replay", "--since", "00:00", "--sender", "HIS|HOSP", "--dry-run", "--json"))
+    assert (counted["found"], counted["more"], [one["count"] for one in counted["kinds"]]) == (5, False, [5])
+    assert "found: 2, and there may be more" in command("replay", "--limit", "2", "--dry-run")
+    assert "found: 3\n" in command("replay", "--after", str(broker.rows(Message)[1].key), "--dry-run")
+    command("replay", "1", "--dry-run", status=2)
+    assert not broker.rows(ImagingOrder)
+    for one in placed:
+        broker.place(one)
+    assert replay("--patient", SATO.id) == ["applied"]
+    assert replay("--accession", "ACC001") == replay("--placer", "PACC003") == ["applied"]
+    assert replay("--accession", "ACC001") == replay("--protocol", "rest") == replay("--until", "00:00") == []
+    assert replay("--since", "00:00", "--sender", "HIS|HOSP", "--limit", "1") == ["applied"]
+    assert [one.state for one in broker.rows(Message)] == ["APPLIED"] * 4 + ["REJECTED"] + ["APPLIED"] * 5
+
+
+def test_a_message_that_was_refused_unread_is_found_by_its_numbers(broker, refused):
+    for name, value in (("accession", "ACC001"), ("patient", YAMADA.id), ("placer", "PACC001")):
+        (item,) = ask(broker, "GET", "", params={name: value}).json()["items"]
+        assert (item["id"], item["state"]) == (refused, "REJECTED")
+    assert ask(broker, "POST", f"/{refused}/replay").json()["outcome"] == "applied"
+    (item,) = ask(broker, "GET", "?accession=ACC001").json()["items"]
+    assert item["state"] == "APPLIED"
+
+
+def test_a_message_that_the_program_does_not_survive_is_parked_until_a_person_replays_it(broker):
+    poison = omi(order("ACC001"))
+    for _ in range(broker.settings.limits.message_deaths_max):
+        killed = Crashes()
+        killed.open(broker.settings.data_dir, 3)
+        killed._work.note(hashlib.sha256(poison).digest())
+        del killed  # its file stays, and is nobody's
+        broker.restart()
+    for _ in range(2):
+        answer = broker.ris().send(poison)
+        assert b"MSA|AE" in answer and b"|207^" in answer and b"replay it after an upgrade" in answer
+    assert not broker.rows(ImagingOrder)
+    (parked,) = ask(broker, "GET", "?accession=ACC001").json()["items"]
+    assert ask(broker, "GET", "/exceptions").json()["kinds"][0]["error_code"] == "207"
+    broker.place(order("ACC002"))
+    assert ask(broker, "POST", f"/{parked['id']}/replay").json()["outcome"] == "applied"
+    assert b"MSA|AA" in broker.ris().send(poison)
+    assert not CRASHES.is_poison(hashlib.sha256(poison).hexdigest())
 
 
 def omi_of(broker, pk: int) -> str:

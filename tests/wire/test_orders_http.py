@@ -121,8 +121,9 @@ def test_a_key_used_for_another_request_is_refused(broker, method, path, body):
 
 
 def test_one_key_at_once_has_one_effect(broker):
+    body = order()  # once: what it says of today changes with the minute
     with ThreadPoolExecutor(8) as clients:
-        answers = list(clients.map(lambda _: ask(broker, "POST", body=order(), Idempotency_Key="K1"), range(8)))
+        answers = list(clients.map(lambda _: ask(broker, "POST", body=body, Idempotency_Key="K1"), range(8)))
     assert {answer.status_code for answer in answers} == {201}
     assert len({answer.content for answer in answers}) == 1
     assert len(broker.rows(Message)) == len(broker.rows(ImagingOrder)) == 1
@@ -155,6 +156,28 @@ def test_a_change_of_the_patient_is_the_patients(broker):
     assert answer.status_code == 200, answer.text
     assert broker.rows(Patient)[0].birth_date == "19700102"
     assert ask(broker, "PATCH", "/1", {"patient": {"id": "2"}}).status_code == 422
+
+
+def test_a_change_that_names_another_orders_parts_changes_neither(broker):
+    ask(broker, "POST", body=order())
+    other = with_step(sps_id="SPS2")
+    other["requested_procedures"][0] |= {"id": "RP2", "study_instance_uid": "1.2.3.9", "placer_order_number": "P2",
+                                         "filler_order_number": "F2"}  # fmt: skip
+    assert ask(broker, "POST", body={**other, "accession_number": "ACC002"}).status_code == 201
+    before = [[row.model_dump() for row in broker.rows(table)] for table in (RequestedProcedure, ScheduledStep)]
+    step = other["requested_procedures"][0]["steps"][0]
+    for said in (
+        {"id": "RP2"}, {"study_instance_uid": "1.2.3.9"}, {"placer_order_number": "P2", "placer_order_issuer": "HIS"},
+        {"study_instance_uid": "1.2.3.9", "steps": [step]}, {"id": "RP001", "study_instance_uid": "1.2.3.9"},
+        {"id": "RP001", "filler_order_number": "F2", "filler_order_issuer": "RIS"}, {"steps": [{"sps_id": "SPS2"}]},
+    ):  # fmt: skip
+        refused = ask(broker, "PATCH", "/1", {"requested_procedures": [{**said, "description": "頭部CT"}]})
+        assert refused.status_code in (409, 422), said
+        assert refused.headers["content-type"] == "application/problem+json"
+    for action in ("cancel", "arrive", "hold", "release", "no-show"):
+        refused = ask(broker, "POST", f"/1/{action}", {"accession_number": "ACC002"})
+        assert (refused.status_code, refused.json()["place"]) == (422, "accession_number")
+    assert [[row.model_dump() for row in broker.rows(table)] for table in (RequestedProcedure, ScheduledStep)] == before
 
 
 def test_if_match_keeps_two_from_changing_one_order(broker):

@@ -11,20 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy.exc import DataError, OperationalError
-from sqlmodel import SQLModel, select
+from sqlalchemy.exc import DataError
 
 from broker import clock, config, db, site
 from broker.archive import status
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, ScheduledStep
 from broker.model.patients import Patient
-from broker.model.site import Intake
-from broker.ris_bridge import inbox, intakes, journal, poll_client, polling, replay, rest_road
+from broker.ris_bridge import intakes, journal, poll_client, polling, replay, rest_road
 from broker.ris_bridge.poll_client import NoAnswer
 from broker.sim.ris import omi
 from tests import roads
 from tests.house import eventually
+from tests.intakes import away_at, change_intake, intake, numbers, rows
 from tests.world import SATO, YAMADA, order
 
 Answer = Callable[["Handler"], None]
@@ -108,24 +107,12 @@ class Poll:
 
     def work(self) -> None:
         """One pass, as if its time had come."""
-        db.run(lambda session: setattr(session.exec(select(Intake)).one(), "next_at", None))
+        change_intake(next_at=None)
         polling.work(self.settings)
 
     @property
-    def intake(self) -> Intake:
-        return db.read(lambda session: session.exec(select(Intake)).one())
-
-    @property
     def waits(self) -> float:
-        return (self.intake.next_at - clock.now()).total_seconds()
-
-
-def rows(table: type[SQLModel]) -> list:
-    return db.read(lambda session: list(session.exec(select(table).order_by(table.pk)).all()))
-
-
-def numbers() -> list[str]:
-    return sorted(one.accession_number for one in rows(ImagingOrder))
+        return (intake().next_at - clock.now()).total_seconds()
 
 
 @pytest.fixture
@@ -151,7 +138,7 @@ def test_orders_of_every_form_arrive_once_and_in_order(poll, ris):
     ]  # fmt: skip
     assert [message.raw for message in rows(Message)[1:]] == [*messages[:2], utf8.encode()]
     assert YAMADA.kanji in rows(Message)[0].raw.decode()
-    assert (poll.intake.cursor, poll.intake.last_error) == ("5", "")
+    assert (intake().cursor, intake().last_error) == ("5", "")
     assert [cursor for cursor, _ in ris.asked] == ["", "2", "4", "5"]
     assert 50 < poll.waits <= 60
 
@@ -173,7 +160,7 @@ def test_the_token_is_sent_and_read_anew_each_time(poll, ris, tmp_path):
     assert [token for _, token in ris.asked] == ["Bearer first", "Bearer second"]
     secret.write_text("two\nlines")
     poll.work()
-    assert "secret_file" in poll.intake.last_error
+    assert "secret_file" in intake().last_error
     assert len(ris.asked) == 2
 
 
@@ -200,7 +187,7 @@ def test_what_is_refused_is_in_the_journal_and_holds_nobody_up(poll, ris):
     poll.work()
     assert numbers() == ["ACC003"]
     assert [message.state for message in rows(Message)] == ["REJECTED"] * 6 + ["APPLIED"]
-    assert poll.intake.cursor == "7"
+    assert intake().cursor == "7"
     (found, *_), _ = db.read(journal.find, journal.Wanted(accession="ACC002"), limit=5, looked_at=100)
     assert replay.replay(found.key, poll.settings, actor="meyer")["outcome"] == "refused"
 
@@ -254,7 +241,7 @@ def test_a_text_that_is_none_is_refused_and_nothing_stands_in_for_a_character(po
     poll.add(ris.url)
     poll.work()
     assert [(message.state, b"?" in message.raw) for message in rows(Message)] == [("REJECTED", False)]
-    assert (rows(Patient), poll.intake.cursor) == ([], "1")
+    assert (rows(Patient), intake().cursor) == ([], "1")
 
 
 def test_an_item_that_nobody_foresaw_is_told_and_holds_nobody_up(poll, ris, monkeypatch):
@@ -269,17 +256,17 @@ def test_an_item_that_nobody_foresaw_is_told_and_holds_nobody_up(poll, ris, monk
     ris.items = [body("ACC001"), body("ACC002"), body("ACC003")]
     poll.add(ris.url)
     poll.work()
-    assert (numbers(), poll.intake.cursor) == (["ACC002", "ACC003"], "3")
-    assert poll.intake.last_error == "an item could not be processed, see the broker's log"
+    assert (numbers(), intake().cursor) == (["ACC002", "ACC003"], "3")
+    assert intake().last_error == "an item could not be processed, see the broker's log"
     poll.work()
-    assert poll.intake.last_error == ""
+    assert intake().last_error == ""
 
 
 def test_a_number_with_a_null_character_is_refused_like_any_other(poll, ris):
     ris.items = [body("a\x00b"), body("ACC002")]
     poll.add(ris.url)
     poll.work()
-    assert (numbers(), poll.intake.cursor) == (["ACC002"], "2")
+    assert (numbers(), intake().cursor) == (["ACC002"], "2")
 
 
 def status_of(code: int, **headers: str) -> Answer:
@@ -380,31 +367,21 @@ def test_after_each_failure_the_same_page_is_asked_for_and_no_order_is_lost_or_d
     poll.add(ris.url)
     ris.next_answers = [lambda handler: handler.say(json.dumps(ris.page("")).encode()), FAULTS[fault][0]]
     poll.work()
-    assert (numbers(), poll.intake.cursor) == (["ACC0", "ACC1"], "2")
-    assert poll.intake.last_error != ""
+    assert (numbers(), intake().cursor) == (["ACC0", "ACC1"], "2")
+    assert intake().last_error != ""
     poll.work()
     assert numbers() == [f"ACC{n}" for n in range(5)]
     assert [message.state for message in rows(Message)] == ["APPLIED"] * 5
     assert [cursor for cursor, _ in ris.asked] == ["", "2", "2", "4", "5"]
-    assert poll.intake.last_error == ""
+    assert intake().last_error == ""
 
 
 def test_when_the_database_goes_away_within_a_page_the_cursor_stays(poll, ris, monkeypatch):
     ris.items = [body("ACC001"), {"hl7": omi(order("ACC002")).decode("iso2022_jp")}, body("ACC003")]
     poll.add(ris.url)
-    take, calls = inbox.take, []
-
-    def away(*args: object, **kwargs: object) -> object:
-        calls.append(1)
-        if len(calls) == 2:
-            raise OperationalError("", {}, Exception("gone"))
-        return take(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(inbox, "take", away)
-        with pytest.raises(OperationalError):
-            poll.work()
-    assert (numbers(), poll.intake.cursor) == (["ACC001"], "")
+    with away_at(monkeypatch, 2):
+        poll.work()
+    assert (numbers(), intake().cursor) == (["ACC001"], "")
     poll.work()
     assert numbers() == ["ACC001", "ACC002", "ACC003"]
     assert [message.state for message in rows(Message)] == ["APPLIED"] * 3
@@ -448,14 +425,14 @@ def test_nothing_new_is_no_error(poll, ris, code):
     poll.add(ris.url)
     ris.next_answers = [status_of(code)]
     poll.work()
-    assert (poll.intake.last_error, poll.intake.cursor) == ("", "")
+    assert (intake().last_error, intake().cursor) == ("", "")
 
 
 def test_a_cursor_that_moves_without_items_is_asked_once_in_a_turn(poll, ris):
     poll.add(ris.url)
     ris.next_answers = [text_of(b'{"items": [], "next": "%d"}' % n) for n in range(1, 5)]
     poll.work()
-    assert (len(ris.asked), poll.intake.cursor) == (1, "1")
+    assert (len(ris.asked), intake().cursor) == (1, "1")
 
 
 def test_of_several_processes_one_asks(poll, ris):
@@ -467,14 +444,14 @@ def test_of_several_processes_one_asks(poll, ris):
     def meanwhile(handler: Handler) -> None:
         polling.work(poll.settings)
         inside.append(len(ris.asked))
-        db.run(lambda session: setattr(session.exec(select(Intake)).one(), "next_at", clock.now()))
+        change_intake(next_at=clock.now())
         polling.work(poll.settings)
         handler.say(json.dumps({"items": [], "next": "OLD"}).encode())
 
     ris.next_answers = [meanwhile]
     poll.work()
     assert inside == [1]
-    assert (numbers(), poll.intake.cursor) == (["ACC001"], "1")
+    assert (numbers(), intake().cursor) == (["ACC001"], "1")
 
 
 def test_a_certificate_that_nobody_vouches_for_is_refused(limits, tmp_path):

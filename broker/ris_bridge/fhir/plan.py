@@ -8,7 +8,7 @@ from itertools import zip_longest
 from urllib.parse import unquote
 
 from broker.config import Site
-from broker.errors import DuplicateKey, InvalidValue, MissingField, UnknownKey
+from broker.errors import DuplicateKey, InvalidValue, MissingField, Stale, UnknownKey
 from broker.mwl.commands import (
     PRIORITIES,
     Command,
@@ -42,7 +42,7 @@ ENDS: dict[str, Control] = {"cancelled": "CA", "entered-in-error": "CA", "noshow
 @dataclass(frozen=True)
 class Answered:
     """What one entry became: of a Patient, whom; of the others, which command, procedure and step. key: of what was
-    there already."""
+    there already. path, url_key: of the entry; the key that its url names."""
 
     kind: str
     who: tuple[Identifier, ...] = ()
@@ -50,6 +50,8 @@ class Answered:
     procedure: ProcedureCommand | None = None
     step: StepCommand | None = None
     key: str = ""
+    path: str = ""
+    url_key: str = ""
 
 
 @dataclass
@@ -69,9 +71,10 @@ def plan(reader: Reader) -> Plan:
     requests = list(_requests(reader, made, answers))
     orders = _orders(requests, reader.site)
     made.commands = [*updates, *orders]
+    where = {id(one): n for n, order in enumerate(orders, start=len(updates)) for one in order.procedures}
     for one in requests:
         reader.in_budget()
-        at = next(n for n, order in enumerate(orders, start=len(updates)) if one.procedure in order.procedures)
+        at = where[id(one.procedure)]
         answers[id(one.item)] = Answered("ServiceRequest", command=at, procedure=one.procedure, key=one.key)
         for step, items in zip_longest(one.procedure.steps, one.items):
             for item in items or ():
@@ -85,7 +88,7 @@ def plan(reader: Reader) -> Plan:
                 procedure, commands = _of_known(reader, item)
                 made.commands += commands
                 answers[id(item)] = Answered(kind.__name__, (), at, procedure, procedure.steps[0])
-    made.answers = [answers[id(item)] for item in reader.items]
+    made.answers = [replace(answers[id(item)], path=item.path, url_key=item.key) for item in reader.items]
     return made
 
 
@@ -170,9 +173,9 @@ def _requests(reader: Reader, made: Plan, answers: dict[int, Answered]) -> Itera
             value, system = _only_identifier(item)
             here = reader.server.procedures(value, system)
             if len(here) > 1:
-                raise http_road.Stale(item.path, "the condition names several")
+                raise Stale(item.path, "the condition names several")
             if here and not reader.same(here[0].order.person, reader.subject(request, item.path)):
-                raise http_road.Stale(f"{item.path}.subject", "the condition names an order of another patient")
+                raise Stale(f"{item.path}.subject", "the condition names an order of another patient")
             if here:  # and so is what came with it: it may have moved on since
                 answers[id(item)] = Answered("ServiceRequest", key=here[0].key)
                 for step, items in reader.steps(item, request):
@@ -335,9 +338,12 @@ def _of_known(reader: Reader, item: Item) -> tuple[ProcedureCommand, list[Comman
     assert isinstance(resource, Task | Appointment)
     own = reader.task(item) if isinstance(resource, Task) else reader.slot(item)
     references = based_on(resource) if isinstance(resource, Task) else resource.basedOn
-    known = next(filter(None, (_named(reader, one, path) for one in references)), None)
-    if known is None:
+    named = {one.key: one for one in (_named(reader, said, path) for said in references) if one}
+    if not named:
         raise UnknownKey(f"{path}.basedOn", "names no ServiceRequest that is known here or came with it")
+    if len(named) > 1:
+        raise DuplicateKey(f"{path}.basedOn", "names several ServiceRequests: send one for each")
+    (known,) = named.values()
     reader.check_patient(known.order.person, [item])
     if not own.sps_id and len(known.steps) == 1:
         own = replace(own, sps_id=known.steps[0])
@@ -366,7 +372,7 @@ def _named(reader: Reader, said: Reference, path: str) -> Procedure | None:
         return known
     here = reader.server.procedures(one.value, one.system)
     if len(here) > 1:
-        raise http_road.Stale(path, "the identifier names several")
+        raise Stale(path, "the identifier names several")
     if known and [procedure.key for procedure in here] != [known.key]:
         raise DuplicateKey(f"{path}.basedOn", "its reference and its identifier name two requests")
     return known or next(iter(here), None)

@@ -7,7 +7,8 @@ shows."""
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 from urllib.parse import quote
 from zoneinfo import ZoneInfo
@@ -106,13 +107,8 @@ def _find(session: Session, kind: Kind, key: str, names: "Names") -> Resource | 
         return service_request(session, *found, names) if found else None
     if match[2]:
         return None
-    if kind == "Patient":
-        row = session.get(Patient, int(match[1]))
-        return patient(session, row, names) if row else None
-    step = session.get(ScheduledStep, int(match[1]))
-    if step is None:
-        return None
-    return (task if kind == "Task" else appointment)(session, step, names)
+    row = session.get(Patient if kind == "Patient" else ScheduledStep, int(match[1]))
+    return SHOWN[kind](session, row, names) if row else None
 
 
 def find_request(session: Session, key: str) -> tuple[ImagingOrder, RequestedProcedure] | None:
@@ -274,7 +270,10 @@ def patient(session: Session, row: Patient, names: Names) -> Resource:
     return _whole("Patient", str(row.key), made, row)
 
 
-def service_request(session: Session, order: ImagingOrder, procedure: RequestedProcedure, names: Names) -> Resource:
+def service_request(
+    session: Session, order: ImagingOrder, procedure: RequestedProcedure, names: Names, key: str = ""
+) -> Resource:
+    """key: where it is known; else it is looked up."""
     own = steps(session, procedure)
     attributes = {**order.attributes, **procedure.attributes}
     identifiers = [
@@ -311,7 +310,7 @@ def service_request(session: Session, order: ImagingOrder, procedure: RequestedP
         made["note"] = [{"text": note}]
     if len(own) == 1:  # of several, their Tasks say it
         made |= _alone(session, own[0], names)
-    return _whole("ServiceRequest", key_of(session, procedure), made, order, procedure, *own)
+    return _whole("ServiceRequest", key or key_of(session, procedure), made, order, procedure, *own)
 
 
 def _contained(attributes: Mapping[str, Any], names: Names) -> tuple[list[Resource], Resource]:
@@ -424,8 +423,19 @@ def _above(session: Session, step: ScheduledStep) -> tuple[ImagingOrder, Request
     )
 
 
+SHOWN: dict[str, Callable[[Session, Any, Names], Resource]] = {
+    "Patient": patient, "Task": task, "Appointment": appointment,
+}  # fmt: skip
+
+
 def _state(session: Session, order: ImagingOrder) -> str:
-    return str(json.loads(status.of_order(session, order.key)[0])["state"])
+    return _state_in(status.of_order(session, order.key)[0])
+
+
+@lru_cache(maxsize=1)
+def _state_in(document: str) -> str:
+    """Read once: all ServiceRequests of an order show its state, and an order may have hundreds."""
+    return str(json.loads(document)["state"])
 
 
 def _whole(kind: Kind, key: str, made: Resource, *rows: Any) -> Resource:

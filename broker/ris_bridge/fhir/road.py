@@ -11,7 +11,7 @@ from sqlmodel import Session
 
 from broker import db
 from broker.config import Settings
-from broker.errors import BrokerError, InvalidValue, TooMany, UnknownKey, Unsupported
+from broker.errors import BrokerError, DuplicateKey, InvalidValue, Stale, TooMany, UnknownKey, Unsupported
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
@@ -19,13 +19,13 @@ from broker.mwl import identity
 from broker.mwl.commands import Identifier, ProcedureCommand, StepCommand
 from broker.ris_bridge import http_road
 from broker.ris_bridge.budget import budget
-from broker.ris_bridge.effects import Cause, Done
+from broker.ris_bridge.effects import Asked, Cause, Done
 from broker.ris_bridge.fhir import elements, resources
 from broker.ris_bridge.fhir.elements import KINDS, Bundle
 from broker.ris_bridge.fhir.orders_in import Item, Procedure, Reader
 from broker.ris_bridge.fhir.plan import Answered, Plan, plan
 from broker.ris_bridge.fhir.resources import MEDIA, Kind, Names, Resource
-from broker.ris_bridge.http_road import Asked, Reply, Request, Stale
+from broker.ris_bridge.http_road import Reply, Request
 from broker.ris_bridge.inbox import Answer, Read, Received, Road
 
 PROTOCOL = "fhir"
@@ -64,9 +64,9 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
         items = _one(found, request, match[2] or "") if match[1] else _all(found, settings, in_budget)
         made = plan(Reader(items, settings.site, names.systems, Known(names, in_budget, before), in_budget))
 
-        def tell(session: Session, done: Sequence[Done], cause: Cause) -> Reply:
+        def tell(session: Session, done: Sequence[Done], cause: Cause) -> bytes:
             answer = Answers(session, made, done, cause, names)
-            return answer.alone() if match[1] else answer.bundle()
+            return (answer.alone() if match[1] else answer.bundle()).raw()
 
         def check(session: Session) -> None:
             for key, wanted in made.expected:
@@ -116,7 +116,7 @@ def _all(found: Resource, settings: Settings, in_budget: Callable[[], None]) -> 
     """All or nothing: no batch, and no resource that the broker would have to leave aside."""
     entries, entries_max = found.get("entry"), settings.limits.fhir_entries_max
     if isinstance(entries, list) and len(entries) > entries_max:
-        raise TooMany("Bundle.entry", f"at most {entries_max} in one transaction")
+        raise TooMany("Bundle.entry", f"at most {entries_max} in one transaction: send the others in a further one")
     bundle = elements.read(Bundle, found, "Bundle")
     if found["resourceType"] != "Bundle" or bundle.type != "transaction":
         raise InvalidValue("Bundle.type", "only transactions are taken here", err="103")
@@ -234,9 +234,8 @@ class Answers:
         self._chosen: set[int] = set()  # their keys
         self._taken: set[tuple[str, int]] = set()
         # Read once: an answer of 500 entries about one order would read all of it 500 times.
-        self._of_order: dict[int, Sequence[RequestedProcedure]] = {}
+        self._of_order: dict[int, OwnProcedures] = {}
         self._of_procedure: dict[int, Sequence[ScheduledStep]] = {}
-        self._orders: dict[int, ImagingOrder] = {}
 
     def bundle(self) -> Reply:
         entries = [{"response": self._response(*self._row(one))} for one in self._plan.answers]
@@ -245,7 +244,7 @@ class Answers:
 
     def alone(self) -> Reply:
         kind, key, row = self._row(self._plan.answers[0])
-        made = self._read(kind, key)
+        made = self._read(kind, key, row)
         code = 201 if self._is_new(row) else 200
         headers = {"ETag": resources.etag(made), "Location": f"{BASE}/{kind}/{key}"}
         return Reply(code, MEDIA, resources.text(made), headers)
@@ -253,7 +252,7 @@ class Answers:
     def _response(self, kind: Kind, key: str, row: Any) -> Resource:
         if row is None:
             return {"status": "200 OK"}
-        made = self._read(kind, key)
+        made = self._read(kind, key, row)
         return {
             "status": "201 Created" if self._is_new(row) else "200 OK",
             "location": f"{kind}/{key}",
@@ -261,8 +260,11 @@ class Answers:
             "lastModified": made["meta"]["lastUpdated"],
         }
 
-    def _read(self, kind: Kind, key: str) -> Resource:
-        return resources.read_with(self._session, kind, key, self._names)
+    def _read(self, kind: Kind, key: str, row: Any) -> Resource:
+        if kind == "ServiceRequest":
+            order = self._session.get_one(ImagingOrder, row.order_pk)
+            return resources.service_request(self._session, order, row, self._names, key)
+        return resources.SHOWN[kind](self._session, row, self._names)
 
     def _is_new(self, row: Any) -> bool:
         return bool(row.created_at >= self._cause.now)
@@ -280,7 +282,15 @@ class Answers:
             return "ServiceRequest", resources.key_of(self._session, procedure), procedure
         kind: Kind = "Task" if answered.kind == "Task" else "Appointment"
         step = self._step(procedure, answered, kind)
+        if answered.url_key:
+            self._check_url(answered, [step] if step else self._of_procedure[procedure.key])
         return kind, str(step.key) if step else "", step
+
+    def _check_url(self, answered: Answered, steps: Sequence[ScheduledStep]) -> None:
+        """The url of a PUT and the resource in it name the same step; also one that was there when the request came."""
+        said_at = self._cause.said_at
+        if not any(str(one.key) == answered.url_key and (not said_at or one.created_at <= said_at) for one in steps):
+            raise DuplicateKey(f"{answered.path}.id", f"names another {answered.kind} than the rest of it does")
 
     def _procedure(self, answered: Answered) -> RequestedProcedure:
         if answered.key and (found := resources.find_request(self._session, answered.key)):
@@ -290,10 +300,8 @@ class Answers:
             raise UnknownKey("ServiceRequest", "has become no order")
         if id(answered.procedure) not in self._procedures:
             if order_pk not in self._of_order:
-                self._of_order[order_pk] = resources.procedures(self._session, order_pk)
-                self._orders[order_pk] = self._session.get_one(ImagingOrder, order_pk)
-            rows = self._of_order[order_pk]
-            same = [row for row in rows if _fits(row, answered.procedure)] or rows
+                self._of_order[order_pk] = OwnProcedures(resources.procedures(self._session, order_pk))
+            same = self._of_order[order_pk].like(answered.procedure)
             free = [row for row in same if self._is_new(row) and row.key not in self._chosen]
             self._procedures[id(answered.procedure)] = chosen = (free or same)[0]
             self._chosen.add(chosen.key)
@@ -313,8 +321,21 @@ class Answers:
         return found
 
 
-def _fits(row: RequestedProcedure, wanted: ProcedureCommand) -> bool:
-    return all(not getattr(wanted, name) or getattr(wanted, name) == getattr(row, name) for name in NUMBERS)
+class OwnProcedures:
+    """The procedures of one order, by their numbers."""
+
+    def __init__(self, rows: Sequence[RequestedProcedure]) -> None:
+        self._rows = rows
+        self._with: dict[tuple[str, str], list[RequestedProcedure]] = {}
+        for row in rows:
+            for name in NUMBERS:
+                self._with.setdefault((name, getattr(row, name)), []).append(row)
+
+    def like(self, wanted: ProcedureCommand) -> Sequence[RequestedProcedure]:
+        """Those that have all the numbers that it states; all of the order where none has."""
+        stated = [(name, value) for name in NUMBERS if (value := getattr(wanted, name))]
+        rows = min((self._with.get(one, []) for one in stated), key=len, default=self._rows)
+        return [row for row in rows if all(getattr(row, name) == value for name, value in stated)] or self._rows
 
 
 def _is_step(row: ScheduledStep, wanted: StepCommand) -> bool:

@@ -4,7 +4,6 @@ import datetime as dt
 import functools
 import hashlib
 import re
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from zoneinfo import ZoneInfo
@@ -20,11 +19,13 @@ from broker.model.messages import Message as Journalled
 from broker.model.site import Sender
 from broker.mwl.commands import Command
 from broker.ris_bridge import inbox, intakes
+from broker.ris_bridge.budget import budget
 from broker.ris_bridge.effects import Done
 from broker.ris_bridge.hl7 import (
     ack,
     batch,
     charset,
+    keys,
     message,
     order_answer,
     orders_in,
@@ -52,14 +53,6 @@ READERS: dict[str, Callable[..., Sequence[Command]]] = {
 MAPPED: tuple[Callable[..., Sequence[Command]], ...] = (
     orders_in.to_commands, schedule_in.to_commands, reports_in.to_commands,
 )  # fmt: skip
-# Where a message names what it is about. Repetitions and component 1.
-KEYS = (
-    ("patient", "PID", 3), ("patient", "MRG", 1), ("accession", "IPC", 1), ("accession", "OBR", 18),
-    ("placer", "ORC", 2), ("placer", "OBR", 2), ("filler", "ORC", 3), ("filler", "OBR", 3),
-    ("placer", "SCH", 26), ("filler", "SCH", 27), ("appointment", "SCH", 1), ("appointment", "SCH", 2),
-    ("study", "IPC", 3), ("study", "ZDS", 1),
-)  # fmt: skip
-KEYS_MAX = 200  # of one message
 COUNTED = ("ORC", "OBR", "IPC", "PID", "RGS", "AIS")  # each of them is work for the database, or begins some
 CERTIFIED_MAX = 20  # names of one certificate
 TROUBLE = (SQLAlchemyError, NoRoom)  # ours: the same message may be taken later
@@ -223,7 +216,7 @@ def road_of(sender: Sender) -> Road:
 
 def _read(found: Received, given: Sender | None = None) -> Read:
     settings = found.settings
-    in_budget = _budget(settings.limits.mllp_parse_seconds_max)
+    in_budget = budget(settings.limits.mllp_parse_seconds_max)
     sender, head = _sender(_known_senders(), found) if given is None else (given, _head(found, given.character_set))
     message.check(head)
     ack.check(head)
@@ -279,17 +272,6 @@ def _refuse(found: Received, error: BrokerError) -> bytes:
     return ack.answer(_head(found), error, now=_now(found.settings))
 
 
-def _budget(seconds: float) -> Callable[[], None]:
-    """To be called between the parts of the work: its parts are bounded by the limits of sizes and numbers."""
-    until = time.thread_time() + seconds
-
-    def check() -> None:
-        if time.thread_time() > until:
-            raise InvalidValue("message", f"takes more than {seconds:g} seconds to be read", err="102")
-
-    return check
-
-
 def _check_escapes(raw: bytes, head: Header, limits: Limits) -> None:
     """Each costs what a hundred other bytes do: a message of nothing else would take half a minute."""
     marks = [b"\x1b"] + [sign.encode() for sign in head.delimiters[3] if sign != "\0"]
@@ -309,7 +291,7 @@ def _now(settings: Settings) -> dt.datetime:
     return clock.now().astimezone(ZoneInfo(settings.site.timezone))
 
 
-ROAD = Road(read=_read, refuse=_refuse, unreadable=charset.PLACE, may_follow=True)
+ROAD = Road(read=_read, refuse=_refuse, unreadable=charset.PLACE, may_follow=True, keys=keys.of)
 
 
 def _reader(kind: str, settings: Settings) -> Callable[..., Sequence[Command]]:
@@ -327,7 +309,7 @@ def _keys(msg: Message) -> Keys:
     """As they stand: a search finds what was sent, whatever became of it."""
 
     def said() -> Iterator[tuple[str, str]]:
-        for kind, name, number in KEYS:
+        for kind, name, number in keys.KEYS:
             for segment in msg.all(name):
                 for repetition in set(segment.repetitions(number)):
                     value = message.part(repetition, segment.delimiters).strip()
@@ -337,7 +319,7 @@ def _keys(msg: Message) -> Keys:
     found: set[tuple[str, str]] = set()
     for key in said():
         found.add(key)
-        if len(found) == KEYS_MAX:
+        if len(found) == keys.KEYS_MAX:
             break
     return frozenset(found)
 
