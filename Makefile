@@ -5,7 +5,9 @@ BIN := $(VENV)/bin
 ARGS ?=
 KILLS ?= 40
 CASES ?= 3000
+PROCESSES ?= 2
 PYTEST := $(BIN)/pytest
+SIDE_BY_SIDE := $(PYTEST) -n $(PROCESSES) --dist worksteal
 
 .PHONY: help demo test lint unit wire hostile crash safety bench peers clean
 help:  ## list the targets
@@ -36,10 +38,10 @@ peers:  ## foreign tools of the tests: DCMTK, OpenSSL
 	  else echo "the tests need$$missing: apt-get install dcmtk openssl" >&2; exit 1; fi; fi
 
 unit: $(VENV)/ready  ## rules, tables, services on both databases, docs
-	$(PYTEST) tests/test_architecture.py tests/unit tests/service tests/docs
+	$(SIDE_BY_SIDE) tests/test_architecture.py tests/unit tests/service tests/docs
 
 wire: $(VENV)/ready peers  ## real sockets, foreign clients, exam stories, both databases
-	$(PYTEST) tests/wire tests/flow
+	$(SIDE_BY_SIDE) tests/wire tests/flow
 
 hostile: $(VENV)/ready peers  ## peers that lie, stall, flood; random messages
 	$(PYTEST) tests/hostile

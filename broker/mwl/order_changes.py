@@ -19,6 +19,7 @@ from broker.mwl.steps import Cause
 PROCEDURE_FIELDS = ("description", "code_value", "code_scheme", "code_meaning")
 STEP_FIELDS = ("modality", "start_date", "start_time", "description")
 STATIONS = "stations"  # rows of their own
+MIDNIGHT = "000000"  # of a step whose day alone is known: an item has a time (type 1), and whoever knows it may say it
 UNSET_STATIONS = db.Prepared(delete(ScheduledStation).where(col(ScheduledStation.step_pk) == bindparam("step_pk")))
 
 
@@ -103,6 +104,7 @@ def _tell_step(
     if is_late and not telling.refuse:
         return bool(said.news(telling.at, step, values, known))
     new = said.tell(telling, step, values, "step", known)
+    _set_midnight(step)
     if not is_late:
         telling.changed += finding.add_numbers(step, wanted)
     if STATIONS in new:
@@ -115,6 +117,11 @@ def _step_contents(wanted: StepCommand) -> dict[str, Any]:
     titles = wanted.station_ae_titles
     stations = {} if titles is None else {STATIONS: list(dict.fromkeys(titles))}
     return said.contents(wanted, STEP_FIELDS) | stations
+
+
+def _set_midnight(step: ScheduledStep) -> None:
+    if step.start_date and not step.start_time and "start_time" not in step.said:
+        step.start_time = MIDNIGHT
 
 
 def _again(rows: Sequence[Any], name: str, wanted: Any) -> Any:
@@ -169,6 +176,7 @@ def _make_step(
     said.named(step, telling.at)
     values = _step_contents(wanted)
     said.tell(replace(telling, refuse=False), step, values, "step", {STATIONS: []})
+    _set_midnight(step)
     session.add(step)
     session.flush()
     _add_stations(session, step, values.get(STATIONS, ()))

@@ -16,7 +16,7 @@ from broker.config import Site
 from broker.errors import BrokerError, InvalidValue, MissingField
 from broker.mwl import kana
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
-from broker.ris_bridge import http_road
+from broker.ris_bridge import alike, http_road
 from broker.ris_bridge.hl7 import names, values
 
 B = TypeVar("B", bound=BaseModel)
@@ -339,12 +339,14 @@ def _require(body: OrderBody, site: Site) -> None:
 def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
     """admission_issuer: as HL7 has it in PV1-19.4."""
     issuer = body.said("admission_issuer")
+    procedures = tuple(
+        _procedure(one, site, f"requested_procedures.{n}") for n, one in enumerate(body.requested_procedures)
+    )
+    _refuse_contradiction(procedures)
     return OrderCommand(
         control=control,  # type: ignore[arg-type]
         priority=body.said("priority") if body.said("priority") != "" else "ROUTINE",
-        procedures=tuple(
-            _procedure(one, site, f"requested_procedures.{n}") for n, one in enumerate(body.requested_procedures)
-        ),
+        procedures=procedures,
         attributes={
             "RequestingPhysician": _physician(body, "requesting_physician", site),
             "RequestingService": body.said("requesting_service"),
@@ -354,6 +356,13 @@ def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
         },
         place="order",
     )
+
+
+def _refuse_contradiction(procedures: Sequence[ProcedureCommand]) -> None:
+    if found := alike.contradiction(procedures):
+        procedure, step = found
+        place = f"requested_procedures.{procedure}" + ("" if step is None else f".steps.{step}.sps_id")
+        raise InvalidValue(place, "is named before with other contents: say it once, or give it an ID of its own")
 
 
 def _person(body: PatientBody | None, site: Site) -> PersonCommand | None:

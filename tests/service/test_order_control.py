@@ -811,3 +811,20 @@ def test_an_order_remembers_under_which_identifier_of_its_patient_it_was_placed(
         YAMADA, identifiers=(Identifier("77", "WARD", "MR"),))))  # fmt: skip
     known = {row.key: row.value for row in rows(PatientIdentifier)}
     assert [known[order.identifier_pk] for order in rows(ImagingOrder)] == ["1", "77"]
+
+
+# A day without a time
+
+
+def test_a_day_alone_is_shown_as_its_midnight_until_somebody_says_the_time():
+    carry_out(change(command(at=2), start_time=None))
+    assert [(step.start_date, step.start_time, step.offerable) for step in rows(ScheduledStep)] == [
+        ("20350705", "000000", True)
+    ]
+    carry_out(change(command("XO", 1), start_time="093000"))
+    assert times() == ["093000"], "an older message knew"
+
+
+def test_a_day_alone_moves_the_exam_and_leaves_its_time():
+    carry_out(command(), change(command("XO", 1), start_date="20350706", start_time=None))
+    assert [(step.start_date, step.start_time) for step in rows(ScheduledStep)] == [("20350706", "093000")]

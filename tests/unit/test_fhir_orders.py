@@ -275,6 +275,14 @@ def test_requests_of_one_accession_number_or_requisition_are_one_order():
     assert len(planned(roads.bundle(roads.patient(), request(), apart)).commands) == 2
 
 
+def test_requests_that_say_two_things_of_one_procedure_are_refused():
+    same = request()
+    assert len(planned(roads.bundle(roads.patient(), request(), same)).commands) == 1
+    with pytest.raises(InvalidValue) as refused:
+        planned(roads.bundle(roads.patient(), request(), request(code={"text": "頭部MRI"})))
+    assert refused.value.place.endswith(".identifier")
+
+
 def test_requests_of_two_patients_are_never_one_order():
     other = {**roads.patient(), "identifier": [{"system": roads.HOSP, "value": "2"}]}
     second = request(subject={"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000002"})

@@ -754,3 +754,8 @@ def test_a_message_in_pieces_is_refused(last):
         orders(ORC, OBR, "NTE|1||first", last)
     assert (refused.value.err, refused.value.place) == ("100", f"{last[:3]}^1")
     assert len(orders(ORC, OBR, "DSC|")) == 1
+
+
+def test_a_day_without_a_time_says_nothing_of_the_time():
+    (command,) = orders(ORC, "TQ1|1||||||20251202", OBR, IPC, kind="OMI^O23")
+    assert [(step.start_date, step.start_time) for step in command.procedures[0].steps] == [("20251202", None)]

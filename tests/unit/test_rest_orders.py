@@ -197,6 +197,26 @@ def test_of_several_steps_a_change_says_which(body):
         changed({"requested_procedures": [body]}, "S1", "S2")
 
 
+@pytest.mark.parametrize(
+    ("more", "place"),
+    [
+        ({"id": "RP1", "description": "MR"}, "1"),
+        (
+            {"id": "RP1", "steps": [{**BODY["requested_procedures"][0]["steps"][0], "modality": "MR"}]},
+            "1.steps.0.sps_id",
+        ),
+    ],
+)
+def test_a_body_that_contradicts_itself_is_refused_where_it_does(more, place):
+    first = {**BODY["requested_procedures"][0], "description": "CT"}
+    both = [first, {"steps": first["steps"], **more}]
+    for act in (lambda body: placed({**BODY, **body}), changed):
+        with pytest.raises(InvalidValue) as refused:
+            act({"requested_procedures": both})
+        assert refused.value.place == f"requested_procedures.{place}"
+    placed({**BODY, "requested_procedures": [first, first]})
+
+
 STEP = {"sps_id": "S9", "modality": "CT", "station_ae_titles": ["CT1"], "scheduled_start": "2025-12-01T09:30:00"}
 
 

@@ -717,7 +717,7 @@ def test_an_order_goes_through_beside_a_thousand_idle_connections_which_leave_no
     for sock in idle:
         sock.close()
     assert eventually(lambda: len(server._open) <= 2)
-    assert left()[0] <= descriptors + 9
+    assert left()[0] <= descriptors + IDLE // 20, "the database's connections may have become more"
     assert left()[1] <= readers + 1
 
 

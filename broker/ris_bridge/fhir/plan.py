@@ -21,7 +21,7 @@ from broker.mwl.commands import (
     StepCommand,
     VisitCommand,
 )
-from broker.ris_bridge import http_road
+from broker.ris_bridge import alike, http_road
 from broker.ris_bridge.fhir import values
 from broker.ris_bridge.fhir.elements import Appointment, Patient, Reference, ServiceRequest, Task
 from broker.ris_bridge.fhir.orders_in import PROCEDURE_ID, STEP_ID, Item, Procedure, Reader, based_on
@@ -295,6 +295,12 @@ def _orders(requests: Sequence[Ordered], site: Site) -> list[OrderCommand]:
             key = _accession(one.order) if one.order.accession_number else (
                 next(iter(shared)) if len(shared) == 1 else one.group or key)  # fmt: skip
         made[key] = _with(made[key], one.order) if key in made else one.order
+    for order in made.values():
+        if len(order.procedures) > 1 and alike.contradiction(order.procedures):
+            raise InvalidValue(
+                f"{order.place}.identifier", "another request of its order says something else of the same procedure or"
+                " step: give each an ID of its own",
+            )  # fmt: skip
     return list(made.values())
 
 

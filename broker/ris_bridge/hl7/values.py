@@ -203,12 +203,8 @@ def happened(*said: Span | None) -> dt.datetime | None:
     return found.begins if found else None
 
 
-def start(segment: Segment, number: int, component: int, site: Site) -> tuple[str, str] | None:
-    return start_of(segment.get(number, component), segment, number, site)
-
-
-def start_of(value: str, segment: Segment, number: int, site: Site) -> tuple[str, str] | None:
-    """DICOM date and time in the site's zone."""
+def start_of(value: str, segment: Segment, number: int, site: Site) -> tuple[str, str | None] | None:
+    """DICOM date and time in the site's zone. A date alone says nothing of the time."""
     if not value:
         return None
     if value == NULL:
@@ -216,6 +212,8 @@ def start_of(value: str, segment: Segment, number: int, site: Site) -> tuple[str
     at = moment(value, site)
     if at is None:
         raise InvalidValue(segment.place(number), "is no time: YYYYMMDDHHMM[SS][+ZZZZ]", err="102")
+    if len(value.strip()) == 8:
+        return value.strip(), None
     here = at.astimezone(ZoneInfo(site.timezone))
     return here.strftime("%Y%m%d"), here.strftime("%H%M%S")
 

@@ -114,7 +114,7 @@ def _span(segment: Segment, path: Path, _: str, site: Site) -> values.Span | Non
     return values.span(read(segment, path), site)
 
 
-def _start(segment: Segment, path: Path, _: str, site: Site) -> tuple[str, str] | None:
+def _start(segment: Segment, path: Path, _: str, site: Site) -> tuple[str, str | None] | None:
     return values.start_of(read(segment, path), segment, path.number, site)
 
 
