@@ -166,7 +166,7 @@ class Limits(Section):
     mllp_escapes_max: int = 100_000  # escape sequences of HL7 and of ISO 2022 in one message
     mllp_orders_max: int = 500  # ORC, OBR, IPC, PID, RGS: each kind, in one message
     mllp_batch_messages_max: int = 1_000  # in one frame
-    message_deaths_max: int = 3  # of the program while the message was in work; then it is parked
+    message_deaths_max: int = 3  # of the program while the message was being read; then it is parked
     unknown_sender_bytes_max: int = 64 * 1024  # a longer message of a sender that is not registered is not kept
     unknown_sender_messages_max: int = 1_000  # kept of all such senders, oldest out first
     report_document_bytes_max: int = 10 * 1024**2

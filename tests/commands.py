@@ -14,7 +14,7 @@ _PROCESSES.set_forkserver_preload(["__main__", "pytest", "broker.serve", __name_
 
 def begin(arguments: list[str], environment: dict[str, str], folder: Path) -> ForkServerProcess:
     """A process that runs the command; what it says goes to the files `stdout` and `stderr` of the folder."""
-    process = _PROCESSES.Process(target=_typed, args=(arguments, environment, folder))
+    process = _PROCESSES.Process(target=_typed, args=(arguments, environment, folder), daemon=True)
     process.start()
     return process
 

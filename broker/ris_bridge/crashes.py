@@ -1,4 +1,4 @@
-"""Messages that the process does not survive (security V14): noted while they are in work, parked after a few deaths.
+"""Messages that the process does not survive (security V14): noted while they are read, parked after a few deaths.
 
 What is noted outlives the process and not the computer (nothing is fsynced): a power cut says nothing about a message.
 Each process has a file of its own in the data folder, locked for as long as it lives; who starts next counts what the

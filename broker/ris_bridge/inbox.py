@@ -83,19 +83,22 @@ def take(received: Received, road: Road, turn: Turn | None = None, *, again: boo
     try:
         if CRASHES.is_poison(received.digest) and not again:
             return db.run(_reject, received, road, None, Parked("message"), again)
-        with CRASHES.watch(received.digest):
-            return _take(received, road, turn, again)
+        return _take(received, road, turn, again)
     finally:
         if turn:
             turn.done()
 
 
 def _take(received: Received, road: Road, turn: Turn | None, again: bool) -> Answer:
-    """Bytes that came before are not looked for first: the journal's own key finds them when they are written."""
+    """Bytes that came before are not looked for first: the journal's own key finds them when they are written.
+
+    While they are read they are watched, and no longer: what happens to the process after that is not their doing, and
+    a sender whose message is in work whenever somebody kills it sends no poison."""
     read = None
     try:
-        read = road.read(received)
-        commands = read.commands()
+        with CRASHES.watch(received.digest):
+            read = road.read(received)
+            commands = read.commands()
     except BrokerError as error:
         return db.run(_reject, received, road, read, error, again)
     except Exception as error:  # a message must not stop the ones behind it (security V14)
