@@ -96,7 +96,10 @@ class Stale(WrongState):
 class Parked(BrokerError):
     """Bytes that the program did not survive several times (security V14)."""
 
-    title = "was being read each time when the program died, and is not looked at again by itself: replay it after an upgrade"
+    title = (
+        "was being read each time when the program died, and is not looked at again by itself:"
+        " replay it after an upgrade"
+    )
 
 
 class NotAllowed(BrokerError):
