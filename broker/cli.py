@@ -45,6 +45,7 @@ for _name, _group in GROUPS.items():
 
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (default: broker.toml, if there).")]
 AsJson = Annotated[bool, typer.Option("--json", help="For machines.")]
+Said = Annotated[str | None, typer.Option()]  # None: not said, and it stays as it is
 ACTOR = "command line"
 MESSAGE_STATES = sorted(states_of(MESSAGE))
 
@@ -105,6 +106,10 @@ def _list(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _said(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
+
+
 def _cell(value: Any) -> str:
     text = ",".join(map(str, value)) if isinstance(value, list) else "" if value is None else str(value)
     return view.visible(text).replace("\n", "\\x0a")
@@ -138,7 +143,7 @@ def demo(
 def init(config_file: ConfigFile = None) -> None:
     """Data folder, schema, an administrator's token (shown once)."""
     settings = config.load(config_file)
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     _open(config_file)
     print(f"data folder {settings.data_dir.resolve()}, schema {schema.head()}")
     if any(row.role == "admin" for row in db.read(site.tokens)):
@@ -249,6 +254,27 @@ def sender_add(name: str, application: str = "", facility: str = "", address: st
     print(db.run(site.add_sender, name, now=clock.now(), actor=ACTOR, **fields))
 
 
+@GROUPS["sender"].command("change")
+def sender_change(
+    name: str, application: Said = None, facility: Said = None, address: Said = None,
+    messages: Annotated[str | None, typer.Option(help="allowed types, such as ORM,ADT^A08; empty: all")] = None,
+    character_set: Said = None,
+    tls_subject: Annotated[str | None, typer.Option(help="a name in its client certificate")] = None,
+    mapping: Annotated[str | None, typer.Option(help="the profile that reads its messages")] = None,
+    on_trouble: Annotated[str | None, typer.Option(help="close or AE, when a message cannot be taken now")] = None,
+    order_responses: Annotated[
+        bool | None, typer.Option("--order-responses/--no-order-responses", help="ORR, ORI, ORG.")
+    ] = None,
+    config_file: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Change what is named of a sender; the rest stays. '' takes a value away."""
+    _open(config_file)
+    fields = {"application": application, "facility": facility, "address": address, "character_set": character_set,
+              "messages": None if messages is None else _list(messages), "tls_subject": tls_subject,
+              "mapping": mapping, "on_trouble": on_trouble, "order_responses": order_responses}  # fmt: skip
+    print(db.run(site.change_sender, name, now=clock.now(), actor=ACTOR, **_said(fields)))
+
+
 @GROUPS["sender"].command("list")
 def sender_list(as_json: AsJson = False, config_file: ConfigFile = None) -> None:
     """Registered senders."""
@@ -284,6 +310,25 @@ def intake_add(
               "format": format_ or ("json" if kind == "poll" else "hl7"), "character_set": character_set,
               "every_seconds": every_seconds}  # fmt: skip
     print(db.run(site.add_intake, name, now=clock.now(), actor=ACTOR, **fields))
+
+
+@GROUPS["intake"].command("change")
+def intake_change(
+    name: str,
+    path: Annotated[str | None, typer.Option(help="of the folder")] = None,
+    url: Annotated[str | None, typer.Option(help="of the system; it is asked from the beginning")] = None,
+    secret_file: Annotated[str | None, typer.Option(help="a file with the bearer token for it")] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="of the files: hl7, csv")] = None,
+    mapping: Said = None,
+    character_set: Annotated[str | None, typer.Option(help="in place of MSH-18; of CSV, where it is not UTF-8")] = None,
+    every_seconds: Annotated[float | None, typer.Option()] = None,
+    config_file: ConfigFile = None,
+) -> None:
+    """Change what is named of an intake; the rest stays. '' takes a value away."""
+    _open(config_file)
+    fields = {"path": path, "url": url, "secret_file": secret_file, "format": format_, "mapping": mapping,
+              "character_set": character_set, "every_seconds": every_seconds}  # fmt: skip
+    print(db.run(site.change_intake, name, now=clock.now(), actor=ACTOR, **_said(fields)))
 
 
 @GROUPS["intake"].command("list")
@@ -548,6 +593,7 @@ def message_dismiss(
     """Take a refused message off the list of those that wait for a person."""
     _open(config_file)
     db.run(replay.dismiss, message_id, reason=reason, actor=ACTOR, now=clock.now())
+    print(f"message {message_id} is dismissed")
 
 
 def _wanted(config_file: Path | None, said: dict[str, str]) -> tuple[config.Settings, journal.Wanted]:
@@ -578,9 +624,10 @@ ProfileFile = Annotated[Path, typer.Argument(help="the profile, a TOML file")]
 @GROUPS["mapping"].command("check")
 def mapping_check(file: ProfileFile, config_file: ConfigFile = None) -> None:
     """Every fault of a profile, with its line."""
-    _open(config_file)
+    settings = _open(config_file)
     text = _read(file)
-    profile, problems = db.read(lambda session: mapping.look(text, store.find(session)))
+    fields_max = settings.limits.mllp_fields_max
+    profile, problems = db.read(lambda session: mapping.look(text, store.find(session), fields_max=fields_max))
     below = profile.chain if profile else ()
     for problem in problems:
         where = f"{problem.profile}, " if problem.profile in below else ""
@@ -618,6 +665,7 @@ def mapping_try(
 def mapping_diff(
     file: ProfileFile,
     last: Annotated[int, typer.Option(min=1, help="so many of the last messages")] = 100,
+    sender: Annotated[str, typer.Option(help="of this one alone: the name of its entry, or 'MSH-3|MSH-4'")] = "",
     as_json: AsJson = False,
     config_file: ConfigFile = None,
 ) -> None:
@@ -625,7 +673,7 @@ def mapping_diff(
     settings = _open(config_file)
     text = _read(file)
     profile = db.read(lambda session: mapping.parse(text, store.find(session)))
-    found = db.read(trial.diff, profile, min(last, settings.limits.list_items_max), settings)
+    found = db.read(trial.diff, profile, min(last, settings.limits.list_items_max), settings, sender=sender)
     if as_json:
         _print_json(dataclasses.asdict(found))
         return
@@ -635,6 +683,8 @@ def mapping_diff(
             print(f"  {view.visible(line)}")
     counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(found.counts.items()))
     print(f"looked at {found.looked_at}: {counts or 'none'}")
+    if not sender and not db.read(store.users, profile.name):
+        print(f"no sender or intake names {profile.name} yet, so these are messages of all: --sender takes one's")
 
 
 @GROUPS["mapping"].command("put")
@@ -643,6 +693,8 @@ def mapping_put(file: ProfileFile, config_file: ConfigFile = None) -> None:
     _open(config_file)
     name, version, outcome = db.run(store.put, _read(file), now=clock.now(), actor=ACTOR)
     print(f"{name} v{version}: {outcome}")
+    if not db.read(store.users, name):
+        print(f"no sender or intake names {name} yet: broker sender change NAME --mapping {name}")
 
 
 @GROUPS["mapping"].command("list")
@@ -684,7 +736,7 @@ def config_check(config_file: ConfigFile = None) -> None:
     """Read the settings, open the database, write to the data folder."""
     settings = config.load(config_file)
     try:
-        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         probe = settings.data_dir / ".write-probe"
         probe.write_bytes(b"")
         probe.unlink()

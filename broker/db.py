@@ -31,7 +31,7 @@ from sqlmodel import Session, create_engine
 
 from broker import deadline, log
 from broker.deadline import within as within
-from broker.statements import CONNECTION, Writing
+from broker.statements import CONNECTION, Writing, refuse_failed
 from broker.statements import Entities as Entities
 from broker.statements import Prepared as Prepared
 from broker.statements import append as append
@@ -106,7 +106,7 @@ def open_engine(
 
 def _make_sqlite(url: str, pool: int) -> Engine:
     """WAL, FULL (an answer must survive a power cut), BEGIN IMMEDIATE for writers."""
-    Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    Path(url.removeprefix("sqlite:///")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(
         url,
         connect_args={"timeout": _patience.wait, "check_same_thread": False},
@@ -257,6 +257,7 @@ def run(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
                     for finisher in _finishers:
                         finisher(session)
                     session.flush()
+                    refuse_failed(session)
                 return result
             except DBAPIError as error:  # BrokerErrors pass through: rollback, no replay
                 limit = UNIQUE_REPLAYS_MAX if is_unique_violation(error) else REPLAYS_MAX

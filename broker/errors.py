@@ -22,6 +22,7 @@ class BrokerError(Exception):
 
     wire = Wire(0x0110, 0xC010, "AE", "207", 500)
     title = "internal error"
+    also: tuple[tuple[str, str], ...] = ()  # (place, text) of what else is wrong, where all of it was looked for
 
     def __init__(self, place: str, text: str = "", *, err: str | None = None, tags: tuple[int, ...] = ()) -> None:
         """place: where (`OBR-18`, `(0040,0252)`, `patient.id`). text: what was found and what is expected.

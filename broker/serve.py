@@ -53,7 +53,7 @@ class Broker:
 
     def _start(self) -> None:
         descriptors.raise_limit(self.settings.limits)
-        self.settings.data_dir.mkdir(parents=True, exist_ok=True)
+        self.settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # names and messages are in it
         owns = bool(OWNERS & set(self.roles))
         if owns:
             self._stops.append(leases.hold_folder(self.settings.data_dir))

@@ -13,7 +13,9 @@ from broker import audit, clock, db, ids, log
 from broker.config import MASK, masked
 from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
 from broker.model.site import ApiToken, Intake, Node, Sender, UnknownPeer
-from broker.ris_bridge.mapping import store
+from broker.ris_bridge.hl7 import charset
+from broker.ris_bridge.intakes import watched_by
+from broker.ris_bridge.mapping import profile, store
 from broker.site_toml import (
     Entry,
     IntakeEntry,
@@ -31,6 +33,7 @@ TABLES: dict[type[Entry], type[SiteRow]] = {
     NodeEntry: Node, SenderEntry: Sender, IntakeEntry: Intake, TokenEntry: ApiToken,
 }  # fmt: skip
 SITE_FILE_BYTES_MAX = 16 * 1024**2
+CHARACTER_SETS = (*charset.CODECS, *charset.JAPANESE)
 
 E = TypeVar("E", bound=Entry)
 
@@ -73,6 +76,15 @@ def add_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **f
 
 def add_intake(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
     return _add(session, _entry(IntakeEntry, name=name, **fields), now=now, actor=actor)
+
+
+def change_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    """`changed`, or `unchanged` where it is so already. fields: those that are to be as they say; the others stay."""
+    return _alter(session, SenderEntry, name, fields, now=now, actor=actor)
+
+
+def change_intake(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    return _alter(session, IntakeEntry, name, fields, now=now, actor=actor)
 
 
 def remove_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str) -> None:
@@ -126,7 +138,11 @@ def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor
     what happened) for each: `added`, `changed`, `unchanged`, or `missing`, a token or an intake that does not exist and
     whose secret is masked."""
     ordered = sorted(entries, key=lambda one: not isinstance(one, MappingEntry))
-    return [(f"{entry.word} {entry.named}", _put(session, entry, now=now, actor=actor)) for entry in ordered]
+    outcomes = [_put(session, entry, now=now, actor=actor) for entry in ordered]
+    done = list(zip(ordered, outcomes, strict=True))
+    for entry, outcome in done:  # when all is as the file says: two may have changed places
+        _check_folder(session, entry, outcome)
+    return [(f"{entry.word} {entry.named}", outcome) for entry, outcome in done]
 
 
 def read_file(path: Path) -> list[Entry]:
@@ -183,10 +199,27 @@ def _remove(session: Session, kind: type[Entry], name: str, *, now: dt.datetime,
 def _add(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
     row = _find(session, entry, entry.named)
     if row is not None and _differences(row, entry.model_dump()):
+        mend = "remove it first" if isinstance(entry, NodeEntry) else "change changes them"
         raise DuplicateKey(
-            f"{entry.word} {entry.named}", f"exists already with other settings; broker {entry.word} remove it first"
+            f"{entry.word} {entry.named}", f"exists already with other settings; broker {entry.word} {mend}"
         )
-    return _put(session, entry, now=now, actor=actor)
+    outcome = _put(session, entry, now=now, actor=actor)
+    _check_folder(session, entry, outcome)
+    return outcome
+
+
+def _alter(
+    session: Session, kind: type[Entry], name: str, fields: dict[str, Any], *, now: dt.datetime, actor: str
+) -> str:
+    row = _the(session, kind, name)
+    if not fields:
+        raise InvalidValue(f"{kind.word} {name}", "says nothing that is to change")
+    entry = _entry(kind, **{**row.model_dump(include=set(kind.model_fields)), **fields})
+    outcome = _put(session, entry, now=now, actor=actor)
+    if outcome == "missing":
+        raise InvalidValue(f"{kind.word} {name} url", f"holds {MASK}, which stands for nothing known; say it in full")
+    _check_folder(session, entry, outcome)
+    return outcome
 
 
 def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
@@ -195,8 +228,8 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
         return store.put(session, entry.text, now=now, actor=actor, name=entry.name)[2]
     subject, values = f"{entry.word}:{entry.named}", entry.model_dump()
     row = _find(session, entry, entry.named)
-    if isinstance(entry, SenderEntry | IntakeEntry) and getattr(row, "mapping", "") != entry.mapping:
-        _check_profile(session, entry)
+    if isinstance(entry, SenderEntry | IntakeEntry):
+        _check(session, entry, row)
     if isinstance(entry, TokenEntry) and entry.secret != MASK:
         values["digest"] = token_digest(entry.secret)
     if isinstance(entry, IntakeEntry) and MASK in entry.url:
@@ -212,13 +245,43 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
     return "added"
 
 
-def _check_profile(session: Session, entry: SenderEntry | IntakeEntry) -> None:
-    """Else its first message would tell. One that names it already stays as it is: an upgrade must start."""
-    if entry.mapping and store.find(session)(entry.mapping) is None:
+def _check(session: Session, entry: SenderEntry | IntakeEntry, row: SiteRow | None) -> None:
+    """Else its first message would tell. What stands there already stays as it is: an upgrade must start."""
+    place = f"{entry.word} {entry.named}"
+    if entry.mapping not in ("", getattr(row, "mapping", "")) and store.find(session)(entry.mapping) is None:
         raise InvalidValue(
-            f"{entry.word} {entry.named} mapping",
-            f"no such profile: {entry.mapping}; broker mapping list shows those that there are",
+            f"{place} mapping", f"no such profile: {entry.mapping}; broker mapping list shows those that there are"
         )
+    said = entry.character_set
+    if said != getattr(row, "character_set", "") and not _is_known(said):
+        raise InvalidValue(
+            f"{place} character_set", f"no such character set: {said}; known are {', '.join(CHARACTER_SETS)}"
+        )
+    new = {*getattr(entry, "messages", ())} - {*getattr(row, "messages", ())}
+    if unread := sorted(kind for kind in new if not profile.is_read(kind)):
+        ignored = store.ignored(session, entry.mapping)
+        if unread := [kind for kind in unread if not {kind, kind.partition("^")[0]} & ignored]:
+            known = ", ".join(sorted(profile.TYPES))
+            raise InvalidValue(f"{place} messages", f"no such message is read: {', '.join(unread)}; known are {known}")
+
+
+def _is_known(character_set: str) -> bool:
+    """As MSH-18 has it, where that is read."""
+    try:
+        charset.decode(b"", character_set, "")
+    except InvalidValue:
+        return False
+    return True
+
+
+def _check_folder(session: Session, entry: Entry, outcome: str) -> None:
+    """A file of a folder that two watch is taken by either, by its character set and profile."""
+    if isinstance(entry, IntakeEntry) and entry.path and outcome in ("added", "changed"):
+        session.flush()
+        if (other := watched_by(session, entry.path, entry.name)) is not None:
+            raise DuplicateKey(
+                f"intake {entry.name} path", f"is watched by the intake {other} already; take another folder"
+            )
 
 
 def _change(

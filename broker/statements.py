@@ -17,7 +17,7 @@ from sqlalchemy import select as sa_select
 from sqlalchemy import update as sa_update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.exc import DBAPIError, NoResultFound
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, NoResultFound
 from sqlalchemy.orm import SessionTransaction, make_transient, make_transient_to_detached
 from sqlalchemy.orm.attributes import set_committed_value
 from sqlalchemy.orm.exc import StaleDataError
@@ -28,7 +28,8 @@ from sqlmodel.sql.expression import SelectOfScalar
 from broker import deadline
 
 R = TypeVar("R", bound=SQLModel)
-APPENDED, CONNECTION = "appended rows", "connection"  # in Session.info
+# In Session.info
+APPENDED, CONNECTION, FAILED, INSERTED = "appended rows", "connection", "failed", "inserted since the savepoint"
 
 
 def columns(*wanted: Any) -> Any:
@@ -60,7 +61,7 @@ class Prepared:
         ready = self._for(connection.dialect)
         if ready.expands:
             return connection.execute(self._statement, values).all()
-        return ready.execute(connection, ready.bound(values))
+        return _executed(session, ready, connection, ready.bound(values))
 
     def first(self, session: Session, **values: Any) -> Any:
         return next(iter(self.rows(session, **values)), None)
@@ -68,12 +69,13 @@ class Prepared:
     def execute_many(self, session: Session, values: Sequence[Mapping[str, Any]]) -> None:
         connection = _connection(session)
         ready = self._for(connection.dialect)
-        ready.execute(connection, [ready.bound(one) for one in values], many=True)
+        _executed(session, ready, connection, [ready.bound(one) for one in values], many=True)
 
     def _for(self, dialect: Dialect) -> "_Ready":
-        if self._ready is None or self._ready.dialect is not dialect:
-            self._ready = _Ready(self._statement, self._columns, dialect)
-        return self._ready
+        ready = self._ready
+        if ready is None or ready.dialect is not dialect:
+            self._ready = ready = _Ready(self._statement, self._columns, dialect)
+        return ready
 
 
 class Entities(Generic[R]):
@@ -159,10 +161,8 @@ class _Ready:
         return self._row._make(row)
 
     def _told(self, connection: Connection, error: Any) -> BaseException:
-        """The error as SQLAlchemy raises it: a connection that is lost is not used again."""
+        """The error as SQLAlchemy raises it."""
         is_lost = self.dialect.is_disconnect(error, connection.connection, None)
-        if is_lost:
-            connection.invalidate(error)
         return DBAPIError.instance(
             self._text, None, error, self.dialect.loaded_dbapi.Error, hide_parameters=True,
             connection_invalidated=is_lost, dialect=self.dialect,
@@ -173,6 +173,21 @@ def _connection(session: Session) -> Connection:
     """Asked for once in a transaction: SQLAlchemy looks for it each time."""
     connection: Connection = session.info.get(CONNECTION) or session.connection()
     return connection
+
+
+def _executed(session: Session, ready: _Ready, connection: Connection, bound: Any, *, many: bool = False) -> list[Any]:
+    """Who goes on after an error would commit half of what he wanted; PostgreSQL would commit nothing, and say well."""
+    try:
+        return ready.execute(connection, bound, many=many)
+    except DBAPIError:
+        session.info[FAILED] = True
+        raise
+
+
+def refuse_failed(session: Session) -> None:
+    """Before a commit. Raises InvalidRequestError where a statement failed and nothing was rolled back."""
+    if session.info.get(FAILED):
+        raise InvalidRequestError("a statement of this transaction has failed: it cannot be committed")
 
 
 def insert(session: Session, table: type[SQLModel], values: Mapping[str, Any]) -> int:
@@ -198,7 +213,7 @@ def update(session: Session, table: type[SQLModel], key: int, values: Mapping[st
 def _update(session: Session, table: type[SQLModel], key: int, values: Mapping[str, Any]) -> dict[str, Any]:
     """With what each change of a row says by itself. Raises StaleDataError where the row is gone."""
     said = {name: make(None) for name, make in _on_update(table)} | dict(values)
-    if not _updating(table, tuple(said)).execute(session, {**said, "the_key": key}):
+    if not _updating(table, tuple(sorted(said))).execute(session, {**said, "the_key": key}):
         raise StaleDataError(f"{table.__name__}: the row is gone")
     return said
 
@@ -213,8 +228,6 @@ class Writing(Session):
     """The session of a writing transaction. Our tables have no relationships: their rows are written in the order in
     which they were added, then what changed in the order of keys, and a unit of work has nothing to find out."""
 
-    has_new = False
-
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         self.write_entities()
         for table, rows in self.info.pop(APPENDED, {}).items():
@@ -224,20 +237,19 @@ class Writing(Session):
         """Services add what they have changed, which is here already."""
         if instance not in self:
             super().add(instance, **how)
-            self.has_new = True
 
     def begin_nested(self) -> SessionTransaction:
         """A savepoint is set when somebody asks for the connection: now, as our statements do not ask again."""
+        assert not self.in_nested_transaction(), "a savepoint inside another is not supported"
         nested = super().begin_nested()
         self.connection()
+        self.info[INSERTED] = []
         return nested
 
     def write_entities(self) -> None:
         """All but what was appended."""
-        if self.has_new:
-            for row in self.new:
-                self._insert(row)
-            self.has_new = False
+        for row in self.new:
+            self._insert(row)
         if self.identity_map.check_modified():
             for row in sorted(self.dirty, key=_in_order):
                 self._update(row)
@@ -254,6 +266,7 @@ class Writing(Session):
         self.expunge(row)
         values.update(said, **key._asdict())
         self._keep(row)
+        self.info.get(INSERTED, []).append(row)
 
     def _update(self, row: Any) -> None:
         values, before = row.__dict__, inspect(row).committed_state
@@ -283,6 +296,9 @@ def _places() -> dict[str, int]:
 def _forget(session: Session, _transaction: Any) -> None:
     """A savepoint begins with a flush: what is not written was appended since. What was written since is not there."""
     session.info.pop(APPENDED, None)
+    session.info.pop(FAILED, None)
+    for row in session.info.pop(INSERTED, []):
+        make_transient(row)
     session.expire_all()
 
 

@@ -1,5 +1,6 @@
 """Which order, procedure and step a message means: by all the numbers that it states, each with its issuer."""
 
+import datetime as dt
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from broker import db
 from broker.errors import DuplicateKey, UnknownKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
-from broker.mwl import identity, steps
+from broker.mwl import identity, patients, steps
 from broker.mwl.commands import OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.mwl.said import Part
 
@@ -21,7 +22,11 @@ TABLES = (RequestedProcedure, ScheduledStep)
 P = TypeVar("P", RequestedProcedure, ScheduledStep)
 W = TypeVar("W", ProcedureCommand, StepCommand)
 PATIENT_OF = db.Prepared(db.columns(ImagingOrder.patient_pk).where(ImagingOrder.pk == bindparam("order_pk")))
-OF_ANY_ISSUER = db.Prepared(db.columns(ImagingOrder.pk).where(ImagingOrder.accession_number == bindparam("number")))
+OF_ANY_ISSUER = db.Prepared(
+    db.columns(ImagingOrder.pk, ImagingOrder.accession_issuer, ImagingOrder.patient_pk).where(
+        ImagingOrder.accession_number == bindparam("number")
+    )
+)
 OF_ACCESSION = db.Prepared(
     db.columns(ImagingOrder.pk).where(
         ImagingOrder.accession_number == bindparam("number"), ImagingOrder.accession_issuer == bindparam("issuer")
@@ -63,7 +68,7 @@ def known(session: Session, command: OrderCommand, *, besides: int | None = None
         raise UnknownKey(command.place or "order", "no order has this placer, filler or accession number")
     order = locked(session, order_pk)
     if command.patient is not None:
-        check_patient(session, order, command.patient)
+        check_patient(session, order, command.patient, command.at)
     return order
 
 
@@ -73,11 +78,25 @@ def placed(session: Session, command: OrderCommand, patient: Patient) -> Imaging
     Raises DuplicateKey where it is another patient's, whom it does not wait for."""
     order_pk = pk_of_placed(session, command)
     if order_pk is None:
+        _refuse_number_of_another(session, command, patient)
         return None
     if _patient_pk(session, order_pk) != patient.key:
         place = "accession number" if command.accession_number else command.place or "order"
         raise DuplicateKey(place, "is another patient's")
     return db.lock(session, ImagingOrder, order_pk)
+
+
+def _refuse_number_of_another(session: Session, command: OrderCommand, patient: Patient) -> None:
+    """Two issuers may give the same number. Where one of the two orders names none, and both patients are numbered by
+    one authority, it is one hospital, and one number of it."""
+    if not command.accession_number or command.patient is None:
+        return
+    authority = command.patient.identifiers[0].issuer
+    for row in OF_ANY_ISSUER.rows(session, number=command.accession_number):
+        if row.patient_pk == patient.key or "" not in (row.accession_issuer, command.accession_issuer):
+            continue
+        if authority in [one.issuer for one in identity.identifiers(session, row.patient_pk)]:
+            raise DuplicateKey("accession number", "is another patient's, and one of the two does not name its issuer")
 
 
 def pk_of_placed(session: Session, command: OrderCommand) -> int | None:
@@ -94,11 +113,18 @@ def pk_of_placed(session: Session, command: OrderCommand) -> int | None:
     return found.pop() if len(found) == 1 else None
 
 
-def check_patient(session: Session, order: ImagingOrder, person: PersonCommand) -> None:
+def check_patient(session: Session, order: ImagingOrder, person: PersonCommand, at: dt.datetime | None) -> None:
     leading = person.identifiers[0]
     whose = identity.find(session, leading.value, leading.issuer)
     if whose is None or whose.pk != order.patient_pk:
         raise DuplicateKey("patient.id", "the order is another patient's")
+    refuse_somebody_else(session, whose, person, at)
+
+
+def refuse_somebody_else(session: Session, patient: Patient, person: PersonCommand, at: dt.datetime | None) -> None:
+    """A retired number may have been given to somebody else since."""
+    if patients.under_retired(session, patient, person, at):
+        raise DuplicateKey("patient.id", "the number was retired, and leads to a patient who is plainly another person")
 
 
 def locked(session: Session, order_pk: int) -> ImagingOrder:
@@ -128,7 +154,8 @@ def _of_accession(session: Session, command: OrderCommand) -> set[int]:
     exact = pk_by_accession(session, command.accession_number, command.accession_issuer)
     if exact is not None or (command.accession_issuer and not command.is_issuer_assumed):
         return {exact} if exact is not None else set()
-    return {found.pk for found in OF_ANY_ISSUER.rows(session, number=command.accession_number)}
+    found = [row.pk for row in OF_ANY_ISSUER.rows(session, number=command.accession_number)]
+    return {pk for pk in found if not _contradicts_all(session, pk, command)}
 
 
 def _has_accession(order: ImagingOrder, command: OrderCommand) -> bool:
@@ -167,6 +194,15 @@ def _has_a_group(session: Session, order_pk: int, command: OrderCommand) -> bool
     rows = (*steps.procedures_of(session, order_pk), *steps.of(session, order_pk))
     wanted = [one for procedure in command.procedures for one in (procedure, *procedure.steps)]
     return any(has_numbers(row, one) for row in rows for one in wanted)
+
+
+def _contradicts_all(session: Session, order_pk: int, command: OrderCommand) -> bool:
+    """Each part of the order has another placer, filler or appointment number than those that the message states, of
+    what it orders and of what that replaces."""
+    rows = (*steps.procedures_of(session, order_pk), *steps.of(session, order_pk))
+    said = [procedure for group in (command, *command.replaces) for procedure in group.procedures]
+    wanted = [one for procedure in said for one in (procedure, *procedure.steps) if _stated(one)]
+    return bool(wanted) and all(contradicts(row, one) for row in rows for one in wanted)
 
 
 # Its parts

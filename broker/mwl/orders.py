@@ -14,6 +14,7 @@ from broker import audit, casebook, db
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField
 from broker.model.orders import ImagingOrder, RequestedProcedure
+from broker.model.patients import Patient
 from broker.mwl import items, order_identity, patients, said, slots, steps
 from broker.mwl import order_finding as finding
 from broker.mwl.commands import PRIORITIES, OrderCommand, Outcome
@@ -145,8 +146,9 @@ def _tell_order(order: ImagingOrder, command: OrderCommand, telling: Telling) ->
 
 def _withhold(session: Session, order: ImagingOrder, conflicts: Sequence[str], cause: Cause) -> None:
     """An order that contradicts the patient's record is taken, offered to no device, and a person is asked
-    (reconciliation.md 3.3)."""
-    if not conflicts:
+    (reconciliation.md 3.3). One of which all steps have ended is offered to none in any case."""
+    own = steps.of(session, order.key) if conflicts else ()
+    if not conflicts or (own and all(step.status in steps.HAVE_ENDED for step in own)):
         return
     if order.withheld != "patient_conflict":
         order.withheld = "patient_conflict"
@@ -167,6 +169,9 @@ def _change(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
         return _say_status(session, order, command, STATUS_OF_CHANGE, cause)
     order = finding.known(session, command)
     command = slots.resolved(session, order, command)
+    if command.patient is not None:
+        patient = db.get(session, Patient, order.patient_pk)
+        _withhold(session, order, patients.contradictions(patient, command.patient, "the change"), cause)
     telling = Telling(_at(order, command, cause), _place_of(command))
     told = Told()
     if _is_older_than_all(order, telling.at):

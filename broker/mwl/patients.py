@@ -167,7 +167,7 @@ def under_retired(session: Session, patient: Patient, person: PersonCommand, at:
         return []
     taken = _current(patient, person, at)
     current: dict[str, Any] = {name: taken.get(name) for name in FIELDS}
-    return _contradictions(patient, replace(person, **current), "a message under a number that was retired")
+    return contradictions(patient, replace(person, **current), "a message under a number that was retired")
 
 
 def _take(
@@ -272,7 +272,7 @@ def _said(person: PersonCommand) -> dict[str, Any]:
 # An order's person
 
 
-def _contradictions(patient: Patient, person: PersonCommand, who: str) -> list[str]:
+def contradictions(patient: Patient, person: PersonCommand, who: str) -> list[str]:
     """In what they are plainly two persons (reconciliation.md 3.3)."""
     different = {
         "name": bool(person.name and patient.name) and names.grade(patient.name, person.name or "") == "N4",
@@ -283,7 +283,7 @@ def _contradictions(patient: Patient, person: PersonCommand, who: str) -> list[s
 
 
 def _conflicts(session: Session, patient: Patient, person: PersonCommand) -> list[str]:
-    reasons = _contradictions(patient, person, "the order")
+    reasons = contradictions(patient, person, "the order")
     others = person.identifiers[1:]
     if any((owner := find(session, one.value, one.issuer)) and owner.pk != patient.pk for one in others):
         reasons.append("one of the order's patient identifiers belongs to another patient")

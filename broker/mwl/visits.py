@@ -12,11 +12,9 @@ from broker import audit, db
 from broker.config import Site
 from broker.errors import MissingField
 from broker.model.orders import ImagingOrder
-from broker.model.patients import Patient
-from broker.mwl import belongings, identity, items, patients, said, steps
+from broker.mwl import identity, items, said, steps
 from broker.mwl import order_finding as finding
 from broker.mwl.commands import Identifier, VisitCommand
-from broker.mwl.merges import CONFLICT
 from broker.mwl.said import Part, Telling
 from broker.mwl.steps import Cause
 
@@ -29,11 +27,9 @@ def apply(
     """The orders that it reached, and what it became in words. A visit that no order belongs to changes nothing.
 
     Raises MissingField where it names neither visit nor order, UnknownKey for an order never heard of, DuplicateKey
-    where that is another patient's."""
+    where that is another patient's, or a retired number leads to somebody else."""
     cause = Cause(now, actor, site)
     reached = _named_order(session, command) if command.order else _of_the_visit(session, command)
-    if reached and _is_somebody_else(session, reached[0][0].patient_pk, command, cause):
-        return [], f"{command.event}: under a retired number and another person"
     for order, targets in reached:
         at = said.time_of(command.at, order.last_event_at, now)
         if command.event == "transfer":
@@ -51,15 +47,6 @@ def apply(
     return pks, f"{command.event} order {', '.join(map(str, pks))}"
 
 
-def _is_somebody_else(session: Session, patient_pk: int, command: VisitCommand, cause: Cause) -> bool:
-    """A retired number may have been given to somebody else since: as with updates, a person is asked."""
-    patient = db.get(session, Patient, patient_pk)
-    reasons = patients.under_retired(session, patient, command.patient, command.at)
-    if reasons:
-        belongings.ask_about_patient(session, CONFLICT, patient_pk, reasons, now=cause.now, actor=cause.actor)
-    return bool(reasons)
-
-
 def _named_order(session: Session, command: VisitCommand) -> list[tuple[ImagingOrder, Sequence[Part]]]:
     assert command.order is not None
     wanted = replace(command.order, patient=command.patient)
@@ -73,6 +60,7 @@ def _of_the_visit(session: Session, command: VisitCommand) -> list[tuple[Imaging
     (patient,) = identity.locked(session, command.patient.identifiers[0])
     if patient is None:
         return []
+    finding.refuse_somebody_else(session, patient, command.patient, command.at)
     rows = session.exec(
         select(ImagingOrder.pk, ImagingOrder.attributes)
         .where(ImagingOrder.patient_pk == patient.key)

@@ -46,10 +46,10 @@ def procedures_contradict(a: ProcedureCommand, b: ProcedureCommand) -> bool:
 def contradiction(procedures: Sequence[ProcedureCommand]) -> tuple[int, int | None] | None:
     """Of one order: the place of the first procedure (and step in it; None: the procedure itself) of which another
     before it, with the same ID, says something else."""
-    known: dict[str, ProcedureCommand] = {}
-    steps: dict[tuple[str, str], StepCommand] = {}
+    known: dict[object, ProcedureCommand] = {}
+    steps: dict[tuple[object, str], StepCommand] = {}
     for at, one in enumerate(procedures):
-        named = one.requested_procedure_id or one.study_instance_uid or f"{at}"
+        named = one.requested_procedure_id or one.study_instance_uid or at
         if named in known and procedures_contradict(known[named], one):
             return at, None
         known[named] = both_procedures(known[named], one) if named in known else one

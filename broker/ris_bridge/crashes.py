@@ -6,6 +6,7 @@ dead have left in theirs. One file has the counts of all; it is written at a sta
 
 import contextlib
 import fcntl
+import itertools
 import json
 import mmap
 import os
@@ -140,24 +141,25 @@ def _alone(folder: Path) -> Iterator[None]:
 def _count(folder: Path) -> dict[str, int]:
     """The deaths of all, those among them that nobody has counted yet."""
     counts = _read(folder)
-    left = [digest for path in sorted(folder.glob("*.work")) for digest in _left(path)]
-    for digest in left:
+    left = {path: digests for path in sorted(folder.glob("*.work")) if (digests := _left(path)) is not None}
+    for digest in itertools.chain.from_iterable(left.values()):
         counts[digest] = counts.pop(digest, 0) + 1  # the newest stand last
         log.get().warning("message.in_work_at_a_death", sha256=digest, deaths=counts[digest])
-    if left:
+    if any(left.values()):
         _write(folder, dict(list(counts.items())[-COUNTED_MAX:]))
+    for path in left:
+        path.unlink()  # only now: a full disk must not make us forget
     return _read(folder)
 
 
-def _left(path: Path) -> set[str]:
-    """What a process had in work when it died; nothing of one that lives. Its file goes."""
+def _left(path: Path) -> set[str] | None:
+    """What a process had in work when it died; None of one that lives."""
     with path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            return set()
+            return None
         slots = file.read(SLOTS * DIGEST_BYTES)
-        path.unlink()
     found = (slots[n : n + DIGEST_BYTES] for n in range(0, len(slots), DIGEST_BYTES))
     return {one.hex() for one in found if one != FREE}
 
@@ -166,7 +168,7 @@ def _read(folder: Path) -> dict[str, int]:
     """What is no list of counts is none: to look at a message again costs a death, to look at none costs all."""
     try:
         found = json.loads((folder / COUNTS).read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return {}
     items = found.items() if isinstance(found, dict) else ()
     return {digest: deaths for digest, deaths in items if isinstance(deaths, int)}

@@ -48,6 +48,7 @@ STEP = (
     "step.protocol_code.scheme", "step.protocol_code.meaning",
 )  # fmt: skip
 COLUMNS = ("control", *ORDER, *PROCEDURE, *STEP)
+PLAIN_NAME = re.compile(r"[ -~]{1,40}")  # what an error repeats of a name
 # Columns whose cell is one of several in the body, or several itself (parted by a semicolon).
 ONE_OF = {"protocol_code": "protocol_codes"}
 SEVERAL = {"station_ae_titles"}
@@ -190,10 +191,6 @@ def command(listed: Sequence[tuple[int, dict[str, str]]], site: Site, at: dt.dat
     except BrokerError as error:
         error.place = _place(error.place, line, places)
         raise
-    if wrong := alike.contradiction(placed.procedures):
-        procedure, step = wrong
-        path = f"requested_procedures.{procedure}" + (".id" if step is None else f".steps.{step}.sps_id")
-        raise InvalidValue(_place(path, line, places), csv_mapped.SAID_TWICE, err="102")
     procedures = tuple(replace(one, steps=alike.once(one.steps)) for one in placed.procedures)
     return replace(placed, procedures=procedures, known="change", at=at)
 
@@ -295,12 +292,14 @@ def _decoded(raw: bytes, character_set: str) -> str:
 
 
 def _names(header: Row | None, profile: Profile | None = None) -> list[str]:
-    """Raises InvalidValue for a column that nobody knows, without what it says: where there is no header it is a
-    patient's."""
+    """Raises InvalidValue for a column that nobody knows: with its name where others are known, else it is no header
+    but a patient's row."""
     names = [cell.strip() for cell in header.cells] if header else []
     for number, name in enumerate(names, 1):
         if profile is None and name not in COLUMNS:
-            raise InvalidValue("line 1", f"column {number} has a name that is not known", err="103")
+            said = f": {name}" if PLAIN_NAME.fullmatch(name) else ""
+            said = said if {*names} & {*COLUMNS} else "; the first line must name the columns"
+            raise InvalidValue("line 1", f"column {number} has a name that is not known{said}", err="103")
     if not names or len(set(names)) < len(names):
         raise InvalidValue("line 1", "the header must name each column, and none twice", err="100")
     return names

@@ -75,13 +75,16 @@ class Answer:
     message_pk: int
 
 
-def take(received: Received, road: Road, turn: Turn | None = None, *, again: bool = False) -> Answer:
+def take(
+    received: Received, road: Road, turn: Turn | None = None, *, again: bool = False, parked: bool = False
+) -> Answer:
     """The answer, already durable. Database trouble is raised (SQLAlchemyError, NoRoom): nothing was taken then.
 
     turn: its place among those that came, where its road knows that; otherwise it gets one when it has been read, and
-    holds nobody up until then. again: a person wants it looked at once more."""
+    holds nobody up until then. again: a person wants it looked at once more. parked: that very message,
+    although the program died of it."""
     try:
-        if CRASHES.is_poison(received.digest) and not again:
+        if CRASHES.is_poison(received.digest) and not parked:
             return db.run(_reject, received, road, None, Parked("message"), again)
         return _take(received, road, turn, again)
     finally:

@@ -35,6 +35,17 @@ def of_peer(session: Session, said: str) -> Intake | None:
     return session.exec(select(Intake).where(Intake.kind == kind, Intake.name == name)).first()
 
 
+def watched_by(session: Session, path: str, name: str) -> str | None:
+    """The intake beside that one that watches the folder, however its path is written. Links are not followed: where
+    they lead may change."""
+    rows = session.exec(select(Intake).where(Intake.kind == "folder", Intake.name != name).order_by(col(Intake.name)))
+    return next((row.name for row in rows if _folder(row.path) == _folder(path)), None)
+
+
+def _folder(path: str) -> list[str]:
+    return [part for part in path.split("/") if part not in ("", ".")]
+
+
 def sender(intake: Intake) -> Sender:
     """Whoever may put files there, or answer there, may send: the administrator has said so."""
     return Sender(name=peer(intake), mapping=intake.mapping, character_set=intake.character_set)

@@ -26,9 +26,9 @@ ROADS: dict[str, Callable[[Message, Settings], tuple[Received, Road]]] = {
 Outcome = Literal["applied", "refused", "was applied already"]
 
 
-def replay(pk: int, settings: Settings, *, actor: str) -> dict[str, Any]:
+def replay(pk: int, settings: Settings, *, actor: str, parked: bool = True) -> dict[str, Any]:
     """The message as it is then, with its `outcome`. What was applied is never applied again. A sender that sends the
-    same bytes later gets the answer of this time.
+    same bytes later gets the answer of this time. parked: also one of which the program died.
 
     Raises UnknownKey, and database trouble as the inbox does: nothing has changed then."""
     row = db.read(journal.get, pk)
@@ -40,7 +40,7 @@ def replay(pk: int, settings: Settings, *, actor: str) -> dict[str, Any]:
             audit.record, "message.replay", f"message:{pk}", actor=actor, now=clock.now(), state=row.state,
             code=row.error_code, place=row.error_place,
         )  # fmt: skip
-        inbox.take(*ROADS[row.protocol](row, settings), again=True)
+        inbox.take(*ROADS[row.protocol](row, settings), again=True, parked=parked)
         row = db.read(journal.get, pk)
         outcome = "applied" if row.state == "APPLIED" else "refused"
     return {"outcome": outcome, **journal.summary(row, clock.now())}
@@ -49,11 +49,12 @@ def replay(pk: int, settings: Settings, *, actor: str) -> dict[str, Any]:
 def replay_many(
     wanted: journal.Wanted, settings: Settings, *, actor: str, limit: int, after: int = 0
 ) -> dict[str, Any]:
-    """At most `limit` of those found, in the order in which they came. next: after which one to go on."""
+    """At most `limit` of those found, in the order in which they came; what is parked stays so. next: after which one
+    to go on."""
     rows, following = db.read(
         journal.find, wanted, limit=limit, looked_at=settings.limits.journal_rows_max, after=after, oldest_first=True
     )
-    return {"items": [replay(row.key, settings, actor=actor) for row in rows], "next": following}
+    return {"items": [replay(row.key, settings, actor=actor, parked=False) for row in rows], "next": following}
 
 
 def dismiss(session: Session, pk: int, *, reason: str, actor: str, now: dt.datetime) -> Message:

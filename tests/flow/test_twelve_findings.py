@@ -96,6 +96,7 @@ def test_a_status_in_a_query_never_brings_what_has_ended(broker):
 def test_the_same_numbers_of_two_issuers_never_share_a_study_uid(broker):
     """Finding 5: there it is derived from the bare requested procedure ID or accession number."""
     for accession, issuer, patient in (("ACC001", "NORTH", world.YAMADA), ("ACC002", "SOUTH", world.SATO)):
+        broker.settings.site.accession_issuer = issuer
         assert told(broker, without_a_study_uid(accession, issuer, patient)) == "AA"
     broker.settings.site.accession_issuer = "EAST"
     assert told(broker, without_a_study_uid("ACC001", "EAST", world.TAKAHASHI)) == "AA"

@@ -1,14 +1,15 @@
 """The runner: one transaction, replayed when the database asks, finished before its commit."""
 
+import contextlib
 import threading
 
 import pytest
 from sqlalchemy import bindparam, delete, inspect
-from sqlalchemy.exc import IntegrityError, NoResultFound
+from sqlalchemy.exc import IntegrityError, InvalidRequestError, NoResultFound
 from sqlalchemy.orm.exc import StaleDataError
 from sqlmodel import Session, select
 
-from broker import clock, db
+from broker import clock, db, statements
 from broker.errors import WrongState
 from broker.model.messages import Message
 from broker.model.patients import Patient, PatientIdentifier
@@ -352,3 +353,63 @@ def test_a_row_that_is_made_has_its_defaults_and_no_field_that_there_is_not():
     assert made.attributes is not Patient().attributes
     with pytest.raises(AssertionError):
         Patient(nmae="YAMADA^TARO")
+
+
+def test_who_swallows_an_error_of_the_database_cannot_commit():
+    def work(session: Session) -> None:
+        patient = db.insert(session, Patient, {"name": "YAMADA^TARO"})
+        with contextlib.suppress(IntegrityError):
+            for _ in range(2):
+                db.insert(session, PatientIdentifier, IDENTIFIER | {"patient_pk": patient})
+
+    with pytest.raises(InvalidRequestError):
+        db.run(work)
+    assert names() == []
+
+
+def test_what_was_made_inside_a_savepoint_that_went_may_be_made_again():
+    def work(session: Session) -> None:
+        patient = Patient(name="YAMADA^TARO")
+        with pytest.raises(WrongState), session.begin_nested():
+            session.add(patient)
+            session.flush()
+            raise WrongState("step", "no")
+        session.add(other := Patient(name="ONO^YUKI"))
+        session.flush()
+        assert patient not in session
+        patient.pk = None
+        session.add(patient)
+        session.flush()
+        assert patient.pk != other.pk
+
+    db.run(work)
+    assert names() == ["ONO^YUKI", "YAMADA^TARO"]
+
+
+def test_a_row_that_is_merged_into_the_session_is_written():
+    db.run(lambda session: session.merge(Patient(name="YAMADA^TARO")))
+    assert names() == ["YAMADA^TARO"]
+
+
+def test_changes_are_written_in_the_order_of_locks_patients_before_their_numbers(monkeypatch):
+    def make(session: Session) -> None:
+        for number in (1, 2):
+            session.add(Patient(pk=number))
+            session.add(PatientIdentifier(pk=number, **IDENTIFIER | {"patient_pk": number, "value": str(number)}))
+
+    written: list[tuple[str, int]] = []
+    update = statements._update
+
+    def noted(session: Session, table: type, key: int, values: dict) -> dict:
+        written.append((table.__name__, key))
+        return update(session, table, key, values)
+
+    def change(session: Session) -> None:
+        met = [db.get(session, table, number) for table in (PatientIdentifier, Patient) for number in (2, 1)]
+        for row in met:
+            setattr(row, "type" if isinstance(row, PatientIdentifier) else "sex", "M")
+
+    db.run(make)
+    monkeypatch.setattr(statements, "_update", noted)
+    db.run(change)
+    assert written == [("Patient", 1), ("Patient", 2), ("PatientIdentifier", 1), ("PatientIdentifier", 2)]

@@ -737,3 +737,14 @@ def test_what_the_query_of_a_url_says_is_shown_to_nobody_and_kept_over_a_site_fi
     assert not any(word in str(row.model_dump()) for row in audited for word in ("SECRET", "NEW"))
     db.run(site.remove_intake, "in", now=clock.now(), actor="test")
     assert apply(text) == "missing"
+
+
+def test_a_file_at_which_the_program_died_too_often_is_refused_and_named(folder, monkeypatch):
+    """Else each start would take it up again, and die of it again."""
+    monkeypatch.setattr(inbox.CRASHES, "is_poison", lambda digest: True)
+    folder.add()
+    folder.put("poison.hl7", omi(order("ACC001")))
+    folder.work()
+    (parked,) = rows(Message)
+    assert (parked.state, parked.error_code, numbers()) == ("REJECTED", "207", [])
+    assert "replay it after an upgrade" in folder.reasons()

@@ -228,6 +228,89 @@ def test_what_a_sender_says_is_compared_with_its_own_issuers_before_and_after(da
     assert db.read(trial.diff, profile.parse(NORTH.format("ORM^O01")), 10, settings).counts == {"same": 1}
 
 
+def test_messages_of_one_sender_are_compared_by_its_entry_or_its_name_in_the_message(database, settings):
+    register("")
+    for number, application in ((1, "HIS"), (2, "OTHER"), (3, "HIS")):
+        send(order_message(number, application), settings)
+
+    def compared(sender: str) -> list[int]:
+        found = db.read(trial.diff, profile.parse(ROOM), 10, settings, sender=sender)
+        assert found.looked_at == len(found.differences)
+        return [one.message_pk for one in found.differences]
+
+    assert (compared("his"), compared("OTHER|HOSP"), compared("HIS|HOSP"), compared("")) == (
+        [3, 1], [2], [3, 1], [3, 2, 1],
+    )  # fmt: skip
+    with pytest.raises(UnknownKey):
+        compared("NOBODY")
+
+
+def test_of_a_profile_that_a_sender_names_no_other_messages_are_compared(database, settings):
+    put(MINE), register("mine")
+    send(order_message(1, "OTHER"), settings)
+    assert db.read(trial.diff, profile.parse(ROOM), 10, settings).looked_at == 0
+    assert db.read(trial.diff, profile.parse(ROOM), 10, settings, sender="OTHER|HOSP").looked_at == 1
+
+
+def test_messages_of_an_intake_are_compared_by_its_name(database, settings):
+    db.run(site.add_intake, "in", now=clock.now(), actor="test", kind="folder", path="/a")
+    road.receive(order_message(1, "OTHER"), "folder:in", settings), send(order_message(2, "OTHER"), settings)
+    found = db.read(trial.diff, profile.parse(ROOM), 10, settings, sender="in")
+    assert [one.message_pk for one in found.differences] == [1]
+
+
+def test_messages_that_the_profile_would_not_read_are_not_compared(database, settings):
+    for number in (1, 2):
+        send(order_message(number), settings)
+    send(order_message(3).replace(b"ORM^O01", b"OMG^O19"), settings)
+    text = MINE + 'messages = ["OMG"]\n' + ROOM.removeprefix(MINE)
+    found = db.read(trial.diff, profile.parse(text), 10, settings)
+    assert (found.looked_at, [one.type for one in found.differences]) == (1, ["OMG^O19"])
+    text += '[[message]]\ntype = "ORM"\nmeans = "ignore"\n'
+    found = db.read(trial.diff, profile.parse(text), 10, settings)
+    assert found.counts == {"changed": 1, "no longer read": 2}
+
+
+def test_what_is_read_newly_or_no_longer_is_told_in_one_line_and_without_what_is_ours_alone(database, settings):
+    put(MINE + '[[message]]\ntype = "ORM"\nmeans = "ignore"\n'), register("mine")
+    send(order_message(1), settings)
+    (one,) = db.read(trial.diff, profile.parse(MINE), 10, settings).differences
+    assert (one.outcome, len(one.lines)) == ("newly read", 1)
+    (line,) = one.lines
+    assert line.startswith("read newly: order 1: control NW, accession_number ACC1, ")
+    assert "procedure 1 step 1 modality CT" in line
+    own = ("is_issuer_assumed", "begun", "known", "unknown", "policies", "place", "not said", "replaces")
+    assert not any(f" {word} " in line for word in own)
+    put(MINE)
+    (one,) = db.read(
+        trial.diff, profile.parse(MINE + '[[message]]\ntype = "ORM"\nmeans = "ignore"\n'), 1, settings
+    ).differences
+    assert (one.outcome, one.lines) == ("no longer read", ["read no longer: " + line.removeprefix("read newly: ")])
+
+
+def test_what_differs_for_us_alone_is_no_difference(database, settings):
+    send(order_message(1), settings)
+    text = MINE + '[identity]\nknown = "change"\nunknown = "place"\nsps_id = "derive"\n'
+    assert db.read(trial.diff, profile.parse(text), 10, settings).counts == {"same": 1}
+
+
+def test_a_number_that_is_not_said_before_and_after_is_no_difference(database, settings):
+    send(order_message(1), settings)
+    text = MINE + '[[field]]\nto = "procedure.filler_number"\nfrom = ["ZZZ-1"]\n'
+    (one,) = db.read(trial.diff, profile.parse(text), 10, settings).differences
+    assert one.lines and all(line.endswith(" -> not said") for line in one.lines)
+    assert not any("not said -> not said" in line for line in one.lines)
+
+
+def test_who_names_a_profile_is_known_also_through_one_that_stands_on_it(database):
+    put(MINE), put('name = "above"\nextends = "mine"\n')
+    assert db.read(store.users, "mine") == []
+    register("above")
+    db.run(site.add_intake, "in", now=clock.now(), actor="test", kind="folder", path="/a", mapping="mine")
+    assert db.read(store.users, "mine") == ["sender his", "intake in"]
+    assert db.read(store.users, "above") == ["sender his"]
+
+
 def test_a_message_of_the_journal_can_be_tried(database, settings):
     send(order_message(1), settings)
     msg = db.read(trial.message_of, 1, settings)

@@ -492,3 +492,62 @@ def test_a_number_without_an_owner_is_no_way_to_another_patient_s_order():
     with pytest.raises(DuplicateKey):
         apply(assuming("CA", patient=SATO))
     assert [step.status for step in rows(ScheduledStep)] == ["SCHEDULED"]
+
+
+@pytest.mark.parametrize("control", ["CA", "XO", "note"])
+def test_a_number_without_an_owner_is_not_that_of_an_order_with_other_numbers(control):
+    """Of another department, which counts its exams by itself."""
+    apply(command())
+    other = ProcedureCommand(placer_number="P9", placer_issuer="HIS", filler_number="F9", filler_issuer="CARDIO")
+    with pytest.raises(UnknownKey):
+        apply(dataclasses.replace(assuming(control), procedures=(other,)))
+    assert len(rows(RequestedProcedure)) == 1
+    part = dataclasses.replace(other, placer_number="P1", filler_number="", filler_issuer="")
+    apply(dataclasses.replace(assuming("CA"), procedures=(part,)))
+    assert [step.status for step in rows(ScheduledStep)] == ["CANCELED"]
+
+
+def test_of_an_order_that_other_numbers_name_the_owner_of_its_number_cannot_be_another():
+    apply(command())
+    with pytest.raises(DuplicateKey):
+        apply(command("XO", accession_issuer="SITE"))
+    apply(command("XO", accession_issuer="SITE", is_issuer_assumed=True))
+
+
+@pytest.mark.parametrize(("first", "second"), [("", "RIS"), ("RIS", "")])
+def test_one_number_of_two_patients_is_refused_where_one_issuer_is_not_known(first, second):
+    other = dataclasses.replace(
+        command().procedures[0], study_instance_uid="1.2.9", placer_number="P9", filler_number="F9"
+    )
+    apply(command(accession_issuer=first))
+    with pytest.raises(DuplicateKey) as refused:
+        apply(command(accession_issuer=second, patient=SATO, procedures=(other,)))
+    assert (refused.value.err, refused.value.place) == ("205", "accession number")
+    assert len(rows(ImagingOrder)) == 1
+
+
+def test_two_hospitals_may_count_alike_although_one_of_them_is_not_named():
+    other = dataclasses.replace(
+        command().procedures[0], study_instance_uid="1.2.9", placer_number="P9", filler_number="F9"
+    )
+    north = dataclasses.replace(SATO, identifiers=(Identifier("1", "NORTH"),))
+    apply(command(accession_issuer=""))
+    apply(command(accession_issuer="NORTH", patient=north, procedures=(other,)))
+    assert len(rows(ImagingOrder)) == 2
+
+
+def test_a_change_for_somebody_who_is_plainly_another_is_taken_and_shown_to_no_device_until_a_person_has_looked():
+    apply(command())
+    stranger = dataclasses.replace(SATO, identifiers=YAMADA.identifiers)
+    apply(change_step(command("XO", at=NOON + dt.timedelta(hours=1), patient=stranger), start_time="110000"))
+    (case,) = rows(ReconciliationCase)
+    assert (case.kind, case.subject, rows(ScheduledStep)[0].offerable) == ("patient_conflict", "order:1", False)
+    assert rows(Patient)[0].name == YAMADA.name
+
+
+def test_an_order_that_is_over_is_no_question():
+    apply(command())
+    apply(command("CA", at=NOON + dt.timedelta(hours=1), procedures=()))
+    stranger = dataclasses.replace(SATO, identifiers=YAMADA.identifiers)
+    apply(command("XO", at=NOON + dt.timedelta(hours=2), patient=stranger, procedures=()))
+    assert [case.kind for case in rows(ReconciliationCase)] == []

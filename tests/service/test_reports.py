@@ -14,7 +14,7 @@ from broker.model.orders import ImagingOrder, Report
 from broker.model.work import AuditEvent
 from broker.mwl import reports
 from broker.mwl.commands import OrderCommand, ReportCommand
-from tests.service.test_order_control import SATO, YAMADA, carry_out, command, minute, rows
+from tests.service.test_order_control import SATO, YAMADA, carry_out, command, minute, retire, rows
 
 pytestmark = pytest.mark.usefixtures("database")
 
@@ -150,3 +150,11 @@ def test_a_document_over_the_limit_is_refused_and_the_limit_is_named():
         apply(report(at=2, document=b"12345678901", place="OBX^1^5"), limits=limits)
     assert refused.value.place == "OBX^1^5"
     assert len(rows(Report)) == 1
+
+
+def test_a_report_under_a_retired_number_of_another_person_is_nobody_s():
+    carry_out(command())
+    stranger = retire("9")
+    with pytest.raises(DuplicateKey):
+        apply(report(order=OrderCommand("note", "ACC1", "RIS", patient=stranger)))
+    assert (rows(Report), is_reported()) == ([], False)

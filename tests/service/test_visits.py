@@ -9,7 +9,6 @@ from broker import clock, db
 from broker.archive import status
 from broker.config import Site
 from broker.errors import DuplicateKey, MissingField, UnknownKey
-from broker.model.images import ReconciliationCase
 from broker.model.orders import ImagingOrder, StepVersion
 from broker.model.patients import Patient
 from broker.model.status import OrderStatus
@@ -247,9 +246,8 @@ def test_another_person_under_a_retired_number_does_not_arrive_for_the_survivor(
            now=clock.now(), actor="test")  # fmt: skip
     db.run(patients.apply, merge, now=clock.now(), actor="test")
     stranger = dataclasses.replace(SATO, identifiers=(merge.prior,))
-    reached, words = apply(visit("arrive", patient=stranger, order=order))
-    assert (reached, words) == ([], "arrive: under a retired number and another person")
-    assert set(statuses()) == {"SCHEDULED"}
-    assert [case.kind for case in rows(ReconciliationCase)] == ["identifier_conflict"]
+    with pytest.raises(DuplicateKey) as refused:
+        apply(visit("arrive", patient=stranger, order=order))
+    assert (refused.value.place, set(statuses())) == ("patient.id", {"SCHEDULED"})
     apply(visit("arrive", patient=dataclasses.replace(YAMADA, identifiers=(merge.prior,)), order=order))
     assert "ARRIVED" in statuses()

@@ -1,6 +1,7 @@
 """A message that takes the process with it is parked; one that merely was in work at a death is not."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -238,3 +239,17 @@ def test_many_threads_share_the_slots(tmp_path):
         one.join()
     assert sorted(mine._work._free) == list(range(0, SLOTS * crashes.DIGEST_BYTES, crashes.DIGEST_BYTES))
     close()
+
+
+def test_a_full_disk_does_not_make_us_forget(tmp_path, monkeypatch):
+    for _ in range(DEATHS_MAX):
+        killed_at(tmp_path, POISON)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(crashes, "_write", full)
+        _, close = started(tmp_path)
+        close()
+    assert is_poison(tmp_path, POISON)

@@ -6,7 +6,8 @@ import pytest
 
 from broker.config import Site
 from broker.errors import BrokerError, InvalidValue
-from broker.ris_bridge import csv_mapped, csv_road
+from broker.mwl.commands import ProcedureCommand
+from broker.ris_bridge import alike, csv_mapped, csv_road
 from broker.ris_bridge.mapping import profile as profiles
 
 SITE = Site(patient_id_issuer="HOSP")
@@ -87,3 +88,28 @@ def test_a_character_set_that_there_is_not_says_what_to_change():
     with pytest.raises(BrokerError) as refused:
         csv_road.split(b"accession_number\n", "EBCDIC", 10, SITE)
     assert "EBCDIC" in str(refused.value) and "--character-set" in str(refused.value)
+
+
+def test_a_procedure_without_an_id_is_not_the_one_whose_id_is_a_number():
+    pair = (ProcedureCommand("1", description="CT"), ProcedureCommand(description="MR"))
+    assert alike.contradiction(pair) is None
+    assert alike.contradiction((pair[1], pair[0])) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("accession_number,patient.id,step.modalty", "column 3 has a name that is not known: step.modalty"),
+        ("accession_number,受付番号", "column 2 has a name that is not known"),
+        ("accession_number," + "x" * 40, f"column 2 has a name that is not known: {'x' * 40}"),
+        ("accession_number," + "x" * 41, "column 2 has a name that is not known"),
+        ("accession_number,a\tb", "column 2 has a name that is not known"),
+        ("accession_number,", "column 2 has a name that is not known"),
+        # no header at all: it is a patient's row
+        ("0000012345,YAMADA^TARO", "column 1 has a name that is not known; the first line must name the columns"),
+    ],
+)
+def test_a_column_that_nobody_knows_is_named_unless_it_may_be_a_patients(header, told):
+    with pytest.raises(InvalidValue) as refused:
+        csv_road.split(f"{header}\nA,B,C\n".encode(), "", 10, SITE)
+    assert (refused.value.place, refused.value.text) == ("line 1", told)

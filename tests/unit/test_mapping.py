@@ -4,7 +4,7 @@ import pytest
 
 from broker.config import Limits, Site
 from broker.errors import BrokerError, ConfigError, InvalidValue, MissingField
-from broker.ris_bridge.hl7 import message, orders_in
+from broker.ris_bridge.hl7 import message, orders_in, road
 from broker.ris_bridge.mapping import paths, profile, trial
 from broker.ris_bridge.mapping.profile import Group
 from broker.ris_bridge.mapping.targets import TARGETS
@@ -420,6 +420,66 @@ def test_profiles_that_stand_on_each_other_are_refused():
 
 def test_a_table_that_nothing_uses_is_told():
     assert [(one.line, one.warning) for one in profile.look(BASE + '[tables.x]\nA = "B"\n')[1]] == [(3, True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "about", "warning"),
+    [
+        ('[[station]]\nae_titles = ["CT1"]\nwhen = ["step.modalty = CT"]', 5, "step.modalty", False),
+        ('[[station]]\nae_titles = ["CT1"]\nwhen = ["!order.priority"]', 5, "step.modality, step.description", False),
+        ('[[station]]\nae_titles = ["CT1"]\nwhen = ["OBR-24 == CT"]', 5, "=, !=, ~ or !~", False),
+        ('[[station]]\nae_titles = ["CT1"]\nwhen = ["OBR-24 =~ CT"]', 5, "=, !=, ~ or !~", False),
+        ('messages = ["ORM^O01", "FOO^O99"]', 3, "FOO^O99", True),
+        ('messages = ["ORM^O77"]', 3, "ORM^O01", True),
+        ('[[message]]\ntype = "ORU^R99"\nmeans = "report"', 4, "ORU^R99", True),
+        (rule("step.modality", "OBR-24", "col:MOD"), 5, "col:MOD", True),
+        (rule("step.modality", "OBR-24", when='["col:MOD = CT"]'), 6, "col:MOD", True),
+        (rule("step.modality", "MSH-500"), 5, "MSH-500", True),
+        ('[[station]]\nae_titles = ["CT1"]\nwhen = ["OBR-200"]', 5, "OBR-200", True),
+    ],
+)
+def test_what_can_never_work_is_told_with_its_line(text, line, about, warning):
+    found, problems = profile.look(f"{BASE}{text}\n")
+    assert [(one.line, one.warning) for one in problems] == [(line, warning)]
+    assert about in problems[0].text
+    assert (found is not None) == warning
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['messages = ["ORM", "DFT^P03"]\n[[message]]\ntype = "DFT^P03"\nmeans = "ignore"\n',
+     rule("patient.id", "col:ID") + rule("step.modality", "OBR-24", "col:MOD", when='["col:MOD != X"]'),
+     rule("step.modality", "MSH-200", "OBR-199"),
+     '[[station]]\nae_titles = ["CT1"]\nwhen = ["procedure.code_scheme = A", "step.start_time ~ 09*", "OBR-4 = =a|<c>", "OBR-5 = a=b"]\n'],
+)  # fmt: skip
+def test_what_may_work_is_told_by_nobody(text):
+    assert profile.look(BASE + text)[1] == []
+
+
+def test_fields_are_counted_up_to_the_limit_of_the_site():
+    text = BASE + rule("step.modality", "ZZZ-300")
+    assert (len(profile.look(text)[1]), profile.look(text, fields_max=400)[1]) == (1, [])
+
+
+def test_what_can_never_work_is_told_beside_a_base_that_is_not_there():
+    text = 'name = "own"\nextends = "nobody"\nmessages = ["FOO^O99"]\n' + rule("step.modality", "OBR-24", "MSH-500")
+    text += '[[station]]\nae_titles = ["CT1"]\nwhen = ["step.modalty = CT", "OBR-24 == CT"]\n'
+    problems = profile.look(text)[1]
+    assert [(one.line, one.warning) for one in problems] == [(2, False), (9, False), (9, False), (3, True), (6, True)]
+
+
+def test_a_column_is_not_odd_where_the_base_that_may_name_the_patients_is_not_there():
+    text = 'name = "own"\nextends = "nobody"\n' + rule("step.modality", "col:MOD")
+    assert [one.line for one in profile.look(text)[1]] == [2]
+
+
+def test_a_station_rule_with_a_fault_makes_no_other_one_dead():
+    rules = '[[station]]\nae_titles = ["CT1"]\nwhen = ["OBR-24 == CT"]\n[[station]]\nae_titles = ["CT2"]\n'
+    assert [one.line for one in profile.look(BASE + rules)[1]] == [5]
+
+
+def test_the_types_that_a_profile_may_name_are_those_that_are_read():
+    assert set(road.READERS) == profile.TYPES
 
 
 # A column

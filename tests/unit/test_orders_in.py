@@ -310,7 +310,13 @@ def test_a_replacement_is_whole_or_refused(segments, place):
 def test_every_pair_of_a_message_is_an_order():
     """A4: of several ORC/OBR groups none is lost, whatever stands between them."""
     pairs = [
-        line for n in range(1, 6) for line in (ORC.replace("P1", f"P{n}"), field(OBR, 18, f"ACC{n}"), "NTE|1||注意")
+        line
+        for n in range(1, 6)
+        for line in (
+            ORC.replace("P1", f"P{n}"),
+            field(OBR.replace("P1^HIS", f"P{n}^HIS"), 18, f"ACC{n}"),
+            "NTE|1||注意",
+        )
     ]
     made = orders(*pairs)
     assert [one.accession_number for one in made] == [f"ACC{n}" for n in range(1, 6)]
@@ -759,3 +765,23 @@ def test_a_message_in_pieces_is_refused(last):
 def test_a_day_without_a_time_says_nothing_of_the_time():
     (command,) = orders(ORC, "TQ1|1||||||20251202", OBR, IPC, kind="OMI^O23")
     assert [(step.start_date, step.start_time) for step in command.procedures[0].steps] == [("20251202", None)]
+
+
+@pytest.mark.parametrize("control", ["NW", "XO", "CA", "HD"])
+@pytest.mark.parametrize(("number", "value"), [(2, "P2^HIS"), (2, "P1^OTHER")])
+def test_a_group_that_names_two_orders_is_refused(control, number, value):
+    """ORC-2 and OBR-2 are one number: it would be done to the order that the sender did not mean."""
+    with pytest.raises(InvalidValue) as refused:
+        orders(ORC.replace("NW", control), field(OBR, number, value))
+    assert (refused.value.err, refused.value.place) == ("102", f"OBR^1^{number}")
+
+
+def test_two_filler_numbers_name_two_orders_where_no_placer_number_tells_which():
+    without = field(ORC, 2, "")
+    with pytest.raises(InvalidValue):
+        orders(without, field(field(OBR, 2, ""), 3, "F2^RIS"))
+    assert orders(ORC, field(OBR, 3, "F2^RIS"))[0].procedures[0].filler_number == "F1"
+
+
+def test_a_number_without_an_authority_is_the_one_that_has_it():
+    assert orders(ORC, field(OBR, 2, "P1"))[0].procedures[0].placer_issuer == "HIS"

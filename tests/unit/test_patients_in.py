@@ -221,3 +221,9 @@ def test_a_message_about_two_patients_is_an_error_of_its_content():
     with pytest.raises(InvalidValue) as refused:
         patients_in.to_commands(two, Site())
     assert (refused.value.wire.msa, refused.value.err) == ("AE", "100")
+
+
+def test_an_arrival_that_names_two_orders_is_refused():
+    with pytest.raises(BrokerError) as refused:
+        commands("A10", EVN, PID, "ORC|SC|P1^HIS|F1^RIS", "OBR|1|P2^HIS|F1^RIS")
+    assert (refused.value.err, refused.value.place) == ("102", "OBR^1^2")

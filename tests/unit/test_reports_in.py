@@ -275,3 +275,8 @@ def test_a_pdf_under_a_name_for_any_bytes_is_a_pdf(kind):
     assert made.document.startswith(b"%PDF-")
     other = base64.b64encode(b"PK invented").decode()
     assert refusal(PID, ORC, OBR, DOCUMENT.replace("application^PDF", kind).replace(PDF, other)) == ("102", "OBX^1^5")
+
+
+def test_a_report_that_names_two_orders_is_refused_and_one_with_a_number_of_its_own_is_not():
+    assert refusal(PID, ORC, with_field(OBR, 2, "P2^HIS"), TEXT) == ("102", "OBR^1^2")
+    assert report(ORC, OBR, TEXT).number == "R1"

@@ -4,6 +4,7 @@ says nothing, and null deletes in a change."""
 import copy
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -23,6 +24,7 @@ from broker.ris_bridge.http_road import (
     reply_of,
     request_of,
 )
+from broker.ris_bridge.json_faults import FAULTS_MAX
 from broker.ris_bridge.rest_orders import Has
 from tests import roads
 
@@ -200,7 +202,7 @@ def test_of_several_steps_a_change_says_which(body):
 @pytest.mark.parametrize(
     ("more", "place"),
     [
-        ({"id": "RP1", "description": "MR"}, "1"),
+        ({"id": "RP1", "description": "MR"}, "1.id"),
         (
             {"id": "RP1", "steps": [{**BODY["requested_procedures"][0]["steps"][0], "modality": "MR"}]},
             "1.steps.0.sps_id",
@@ -215,6 +217,15 @@ def test_a_body_that_contradicts_itself_is_refused_where_it_does(more, place):
             act({"requested_procedures": both})
         assert refused.value.place == f"requested_procedures.{place}"
     placed({**BODY, "requested_procedures": [first, first]})
+
+
+def test_a_step_that_is_said_twice_with_two_stations_has_both():
+    (procedure,) = BODY["requested_procedures"]
+    (step,) = procedure["steps"]
+    twice = {"requested_procedures": [{**procedure, "steps": [step, {**step, "station_ae_titles": ["CT2"]}]}]}
+    for command in (placed({**BODY, **twice}), changed(twice)):
+        (made,) = command.procedures[0].steps
+        assert made.station_ae_titles == ("CT1", "CT2")
 
 
 STEP = {"sps_id": "S9", "modality": "CT", "station_ae_titles": ["CT1"], "scheduled_start": "2025-12-01T09:30:00"}
@@ -279,10 +290,85 @@ def test_half_a_character_is_refused_where_it_stands():
         rest_orders.new('{"accession_number":\n "\\ud800"}')
 
 
-def test_a_name_of_any_length_is_not_repeated_whole():
+def test_a_place_of_any_depth_is_not_repeated_whole():
+    body: dict = {"x": "\0"}
+    for _ in range(150):
+        body = {"x": body}
     with pytest.raises(InvalidValue) as refused:
-        rest_orders.new(json.dumps({"x" * 10_000: 1}))
+        rest_orders.new(json.dumps(body))
     assert len(refused.value.place) == PLACE_CHARACTERS_MAX
+
+
+@pytest.mark.parametrize(
+    "name", ["鈴木花子 0000012345", "0000012345", "SUZUKI^HANAKO", "x" * 41, "", "a b", "colour\n"]
+)
+@pytest.mark.parametrize("value", ["x", "\0"])
+def test_a_name_that_is_none_of_ours_is_not_repeated_since_it_may_be_the_patients(name, value):
+    body = at("patient", {**BODY["patient"], name: value})
+    with pytest.raises(InvalidValue) as refused:
+        rest_orders.new(json.dumps(body))
+    assert refused.value.place == "patient"
+    assert name not in refused.value.text or not name
+    with pytest.raises(InvalidValue) as refused:
+        rest_orders.new(json.dumps({**BODY, "colour": value}))
+    assert refused.value.place == "colour"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("accession_number", "A" * 17, "at most 16 characters"), ("accession_number", "A\\B", "no backslash"),
+        ("accession_number", 1, "must be a text"), ("patient.name.alphabetic", "A=B", "FAMILY^GIVEN"),
+        ("patient.name", 5, "a text, or an object"), ("patient.sex", "X", "M, F or O"), ("patient.id", "", "at least 1"),
+        ("priority", "SOON", "STAT, HIGH, ROUTINE"), ("colour", "red", "not known here"),
+        ("requested_procedures", "x", "must be a list"), ("requested_procedures.0", 1, "must be an object"),
+        ("requested_procedures.0.steps.0.modality", "ct", "A to Z"),
+        ("requested_procedures.0.steps.0.station_ae_titles", ["CT\\1"], "16 ASCII characters"),
+        ("requested_procedures.0.study_instance_uid", "a", "digits and dots"),
+        ("requested_procedures.0.comments", "\x01", "no control character"),
+        ("patient.birth_date", "1970-02-30", "no date of a calendar"),
+        ("requested_procedures.0.steps.0.scheduled_start", "2025-02-30T09:30:00", "no time of a calendar"),
+        ("requested_procedures.0.steps", [{}] * 101, "at most 100 items"),
+    ],
+)  # fmt: skip
+def test_what_is_wanted_is_said_in_our_words(path, value, words):
+    with pytest.raises(InvalidValue) as refused:
+        placed(at(path, value))
+    assert words in refused.value.text
+    assert not any(theirs in refused.value.text for theirs in ("Input should", "String should", "pattern"))
+
+
+def test_every_pattern_of_a_body_has_its_words():
+    for kind in rest_orders.Body.__subclasses__():
+        patterns = re.findall(r'"pattern": "((?:[^"\\]|\\.)*)"', json.dumps(kind.model_json_schema()))
+        assert {json.loads(f'"{one}"') for one in patterns} <= set(rest_orders.PATTERNS)
+
+
+def test_all_that_is_wrong_with_a_body_is_told_at_once_and_only_so_much():
+    body = at("priority", "SOON", at("patient.sex", "X"))
+    with pytest.raises(InvalidValue) as refused:
+        placed(body)
+    told = [(refused.value.place, refused.value.text), *refused.value.also]
+    assert {place for place, _ in told} == {"priority", "patient.sex"}
+    with pytest.raises(MissingField) as refused:
+        placed({"accession_number": "ACC1"})
+    assert [refused.value.place, *(place for place, _ in refused.value.also)] == [
+        "patient.id", "patient.name", "requested_procedures",
+    ]  # fmt: skip
+    with pytest.raises(InvalidValue) as refused:
+        placed({f"x{n}": n for n in range(1_000)})
+    assert len(refused.value.also) == FAULTS_MAX - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "pn"),
+    [("山田 太郎", "=山田^太郎"), ("山田^太郎", "=山田^太郎"), ("YAMADA^TARO", "YAMADA^TARO"),
+     ("ヤマダ　タロウ", "YAMADA^TARO==ヤマダ^タロウ")],
+)  # fmt: skip
+def test_a_name_in_one_text_is_the_group_that_its_script_says(name, pn):
+    assert placed(at("patient.name", name)).patient.name == pn
+    said = rest_orders.demographics(rest_orders.change(json.dumps({"patient": {"name": name}})), KNOWN, SITE)
+    assert said.name == pn
 
 
 def test_nothing_is_found_by_a_number_with_nul():

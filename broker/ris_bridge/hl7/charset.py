@@ -24,6 +24,9 @@ JAPANESE = {
     "ISO IR13": {13}, "ISO IR14": {13}, "ISO IR87": {87}, "ISO IR159": {159},
     "ISO-2022-JP": {13, 87, 159}, "ISO2022-JP": {13, 87, 159},
 }  # fmt: skip
+# Letters with a mark stand alone or in pairs: a run of bytes beyond ASCII is a text in another set, mostly Japanese.
+LATIN = {f"iso8859_{n}" for n in (1, 2, 3, 4, 9, 15)}
+NOT_LATIN = re.compile(rb"[\x80-\xff]{4}")
 BETWEEN_NAMES = re.compile(r"[^\w /.:-]")  # any repetition separator
 REGISTERED = re.compile(r"ISO[ _-]?(?:2022[ _-]?)?IR[ _-]?(\d+)")
 ESCAPE = re.compile(rb"(\x1b[\x20-\x2f]+[\x30-\x7e])")
@@ -89,6 +92,8 @@ def _read(raw: bytes, codec: str) -> tuple[str, bool]:
         raise UnicodeError
     if codec == "euc_jp":
         return _euc(raw)
+    if codec in LATIN and NOT_LATIN.search(raw):
+        raise UnicodeError
     vendor = codec == "cp932" and any(pair[0][0] in VENDOR_LEADS for pair in re.finditer(PAIRS[codec], raw))
     return raw.decode(codec), vendor
 

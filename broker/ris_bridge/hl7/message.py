@@ -20,7 +20,8 @@ HEADER_BYTES_MAX = 64 * 1024
 SWITCHING = re.compile(r'(?:""|ISO[ -]?2022(?:[ -]?1994)?|2\.\d(?:\.\d)?)?')  # table 0356 in MSH-20
 REMEMBERED_CHARACTERS_MAX = 200
 PIECES = ("ADD", "DSC")  # a segment, or a message, that goes on (HL7 2.5.1 2.10.2): half of it would look whole
-TYPE_CHARACTERS_MAX = 32  # of a stranger's MSH-9 in log and journal; a real one has 7
+TYPE = re.compile(r"[A-Z0-9]{2,8}(?:\^[A-Z0-9]{0,8})?")
+UNTYPED = "?"
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,9 @@ class Header:
 
     @property
     def type(self) -> str:
-        """`OMI^O23`: message code and trigger event."""
-        return "^".join(self[9].split(self.delimiters[1])[:2])[:TYPE_CHARACTERS_MAX]
+        """`OMI^O23`: message code and trigger event. What is none is not repeated, in log, journal and list."""
+        code = "^".join(self[9].split(self.delimiters[1])[:2])
+        return code if not code or TYPE.fullmatch(code) else UNTYPED
 
 
 @dataclass

@@ -184,6 +184,8 @@ class _Reading:
         if new:
             self._need("accession_number", order.get("accession_number", ""), scope, "reject")
             attributes |= self.visit  # PID and PV1 of a change or cancel are not the order's (RAD-13)
+        targets = ("procedure.placer_number", "procedure.filler_number")
+        values.refuse_two_orders([list(profile.sources_of(one, scope)) for one in targets])
         order["is_issuer_assumed"] = not order.get("accession_issuer")
         order["accession_issuer"] = order.get("accession_issuer") or self.site.accession_issuer
         order["at"] = order.get("at") and values.happened(order["at"], self.sent)

@@ -113,6 +113,7 @@ def _part(group: list[Segment], patient: PersonCommand, msg: Message, site: Site
 def _order(group: list[Segment], obr: Segment, results: Sequence[Segment], site: Site) -> OrderCommand:
     """By all the numbers that the message states; the service finds the order, and whether they agree."""
     heads = [one for one in group if one.name in ("ORC", "OBR")]
+    values.refuse_two_orders([[(head, number) for head in heads] for number in (2, 3)])
     numbers: dict[str, Any] = {}
     for name, number, keyword in (("placer", 2, PLACER), ("filler", 3, FILLER)):
         for head in heads:

@@ -4,7 +4,7 @@ Everywhere: None = the message does not say; empty = it says `""`, which deletes
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from typing import Any, NamedTuple, TypeVar
 from zoneinfo import ZoneInfo
@@ -139,6 +139,22 @@ def texts(segment: Segment, number: int, keyword: str, component: int = 1) -> li
 def authority(segment: Segment, number: int, component: int, default: str = "") -> str:
     """The namespace of an EI, else its universal ID: an identifier whose authority is named is never the site's own."""
     return segment.get(number, component).strip() or segment.get(number, component + 1).strip() or default
+
+
+def refuse_two_orders(sources: Sequence[Sequence[tuple[Segment, int]]]) -> None:
+    """ORC-2 and OBR-2 are one number, and so are ORC-3 and OBR-3. sources: of the placer, and of the filler number,
+    where the message says it. Two filler numbers beside one placer number tell no two orders apart: a report may have a
+    number of its own there."""
+    for of_one in sources:
+        said = [(one, number) for one, number in of_one if one.get(number).strip() not in ("", NULL)]
+        for one, number in said[1:]:
+            first, at = said[0]
+            owners = {authority(first, at, 2), authority(one, number, 2)} - {""}
+            if first.get(at).strip() != one.get(number).strip() or len(owners) > 1:
+                place = f"{first.name}-{at}"
+                raise InvalidValue(one.place(number), f"names another order than {place}: send the same", err="102")
+        if len(said) > 1:
+            return
 
 
 def authority_of_cx(segment: Segment, number: int, repetition: int, default: str = "") -> str:

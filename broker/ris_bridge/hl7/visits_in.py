@@ -44,6 +44,7 @@ def _orders(msg: Message, patient: PersonCommand, at: dt.datetime | None, site: 
     for group in groups(msg.segments, "ORC" if msg.first("ORC") else "OBR"):
         segments = [one for one in group if one.name in ("ORC", "OBR")]
         obr = next((one for one in segments if one.name == "OBR"), None)
+        values.refuse_two_orders([[(one, number) for one in segments] for number in (2, 3)])
         accession = values.exact(obr, 18, "AccessionNumber") or "" if obr else ""
         (placer, placer_issuer), (filler, filler_issuer) = (
             _number(segments, number, keyword) for number, keyword in ((2, PLACER), (3, FILLER))

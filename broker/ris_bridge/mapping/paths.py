@@ -5,7 +5,7 @@ whole field as text), `col:NAME` (a column of a CSV file). Pure."""
 
 import fnmatch
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from broker.errors import ConfigError
@@ -16,7 +16,8 @@ PATH = re.compile(
     r"(?:\.(?P<component>[1-9][0-9]?|\*)(?:\.(?P<subcomponent>[1-9][0-9]?))?)?"
 )
 COLUMN = re.compile(r"col:(?P<column>[^\[\]]+?)(?:\[(?P<repetition>[1-9][0-9]?|\*)\])?")
-OWN = re.compile(r"(order|procedure|step)\.[a-z_]+")
+OWN = re.compile(r"[a-z]+\.[A-Za-z_]+")
+SIGNS = ("=", "!", "~", "<", ">")
 CONDITION = re.compile(r"(?P<not>!?)\s*(?P<path>[^\s=!~]+)\s*(?:(?P<sign>!=|!~|=|~)\s*(?P<value>.*))?")
 ROW = "ROW"  # what a row of a CSV file is called in a scope
 ROW_DELIMITERS = "\0^~\0\0"  # a cell may hold a code (`6000…^胸部単純CT^JJ1017-16M`) and several values
@@ -166,18 +167,22 @@ class Condition:
         return any(fnmatch.fnmatchcase(value, one) for one in self.values) == self.positive
 
 
-def condition(text: str, *, own: bool = False) -> Condition:
+def condition(text: str, *, own: Collection[str] = ()) -> Condition:
     """`OBR-24 = CT|MR`, `PV1-2 != I`, `MSH-4 ~ HOSP*`, `MSH-4 !~ X*`, `OBR-44` (is there), `!IPC` (is not there). own:
-    what was mapped may be asked for, too, such as `step.modality = CT`."""
+    of what was mapped, what may be asked for, too, such as `step.modality = CT`."""
     found = CONDITION.fullmatch(text.strip())
     if not found or (found["not"] and found["sign"]):
         raise ConfigError(
             "when", f"{text!r} is no condition: it is written like OBR-24 = CT|MR, PV1-2 != I, MSH-4 ~ HOSP*, !IPC"
         )
     sign, name = found["sign"] or "", found["path"]
+    if sign and found["value"][:1] in SIGNS and found.end("sign") == found.start("value"):
+        raise ConfigError("when", f"{text!r} has another sign than =, !=, ~ or !~; a value that begins with one stands"
+                          " after a blank")  # fmt: skip
     path = None
     if own and OWN.fullmatch(name):
-        pass
+        if name not in own:
+            raise ConfigError("when", f"{name} is not known where it is asked for; {', '.join(own)} are")
     elif re.fullmatch(r"[A-Z][A-Z0-9]{2}", name) and not sign:
         path = Path(name, text=name)
     else:

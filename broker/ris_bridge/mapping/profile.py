@@ -3,7 +3,7 @@
 import fnmatch
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from broker import ids
-from broker.config import Site
+from broker.config import Limits, Site
 from broker.errors import BrokerError, ConfigError
 from broker.mwl.commands import Policies
 from broker.ris_bridge.hl7 import values
@@ -37,6 +37,14 @@ INSTEAD = {"name": "profile", "extends": UNREAD, "to": "step.start", "type": "OR
 # Message code -> the shipped profile that reads it, unless the sender's entry names another.
 BY_TYPE = {"ORM": "ihe-rad4-2.3.1", "OMI": "ihe-rad4-2.5.1", "OMG": "ihe-rad4-2.5.1"}
 
+# Every type that is read: the keys of READERS in hl7/road.py, which lies above this.
+TYPES = {
+    "ORM^O01", "OMG^O19", "OMI^O23", "ORU^R01",
+    *(f"SIU^{event}" for event in ("S12", "S13", "S14", "S15", "S17", "S26")),
+    *(f"ADT^A{event}" for event in "01 02 03 04 05 08 10 11 12 13 18 24 28 31 34 37 38 40 43 47".split()),
+}  # fmt: skip
+FIELDS_MAX = Limits().mllp_fields_max  # where the site does not say
+
 Missing = Literal["reject", "generate", "derive"]
 Means = Literal["order", "schedule", "report", "arrive", "unarrive", "ignore"]
 # What an ORC-1 may mean; `orders_in` says what is done. Table 0119.
@@ -51,6 +59,12 @@ DEFAULTS: dict[str, Missing] = {
     "accession_number": "reject", "requested_procedure_id": "reject", "sps_id": "reject",
     "study_instance_uid": "derive",
 }  # fmt: skip
+# Of what was mapped, what the `when` of a station may ask for, by its level.
+STATION_ASKS = {
+    "step": ("modality", "description", "start_date", "start_time"),
+    "procedure": ("code_value", "code_scheme", "description"),
+}
+ASKED = tuple(f"{level}.{name}" for level, names in STATION_ASKS.items() for name in names)
 Find = Callable[[str], str | None]
 
 
@@ -258,8 +272,8 @@ class Profile:
         self, said: dict[str, Any], attributes: dict[str, Any], scope: Scope, procedure: Mapping[str, Any]
     ) -> None:
         """What the station rules say of a step, beside what the message names or, for always, in place of it."""
-        own = {f"step.{name}": said.get(name) for name in ("modality", "description", "start_date", "start_time")}
-        own |= {f"procedure.{name}": procedure.get(name) for name in ("code_value", "code_scheme", "description")}
+        own = {f"step.{name}": said.get(name) for name in STATION_ASKS["step"]}
+        own |= {f"procedure.{name}": procedure.get(name) for name in STATION_ASKS["procedure"]}
         rule = self.station(scope, own, named=bool(said.get("station_ae_titles")))
         if rule is None:
             return
@@ -324,14 +338,16 @@ class Profile:
 
     def source_of(self, target: str, scope: Scope) -> tuple[Segment, int] | None:
         """Where the message would have said it: for the error that it does not."""
+        return next(self.sources_of(target, scope), None)
+
+    def sources_of(self, target: str, scope: Scope) -> Iterator[tuple[Segment, int]]:
         for filled in self.levels[target.partition(".")[0]]:
             if filled.target.text == target:
                 for rule in filled.rules:
                     if paths.all_hold(rule.when, scope, {}):
                         for path, _ in rule.sources:
                             if found := path.find(scope):
-                                return found[0], found[1].number
-        return None
+                                yield found[0], found[1].number
 
 
 class Group(dict[str, Segment]):
@@ -441,13 +457,18 @@ def parse(text: str, find: Find = shipped_text, label: str = "") -> Profile:
     return replace(profile, label=label or profile.name)
 
 
-def look(text: str, find: Find = shipped_text) -> tuple[Profile | None, list[Problem]]:
+def is_read(kind: str) -> bool:
+    """Whether messages of that type are: `ORM^O01`, or `ORM` for any of its events."""
+    return kind in TYPES or kind in {one.partition("^")[0] for one in TYPES}
+
+
+def look(text: str, find: Find = shipped_text, *, fields_max: int = FIELDS_MAX) -> tuple[Profile | None, list[Problem]]:
     """The profile, None where it has faults, and everything that is wrong or odd in it, the faults first: as many as
-    FAULTS_MAX, and how many more."""
+    FAULTS_MAX, and how many more. fields_max: of one segment."""
     chain, problems, is_whole = _chain(text, find)
     profile = None
     if chain:
-        compiler = _Compiler(chain, is_whole)
+        compiler = _Compiler(chain, is_whole, fields_max)
         profile = compiler.profile()
         problems += compiler.problems
     problems = sorted(problems, key=lambda one: (one.warning, one.line))
@@ -554,18 +575,33 @@ def _line(text: str, where: Sequence[str]) -> int:
     return 1
 
 
+def _reads_rows(levels: Mapping[str, tuple[Filled, ...]]) -> bool:
+    """Whether it can read a CSV file: a row without a patient is refused."""
+    return any(
+        path.column
+        for filled in levels["patient"]
+        if filled.target.name == "id"
+        for rule in filled.rules
+        for path, _ in rule.sources
+    )
+
+
 class _Compiler:
     """Collects what is wrong instead of stopping at the first. chain: the profile, then what it extends. is_whole: all
-    of these; else nobody knows which tables there are."""
+    of these; else nobody knows which tables there are. columns: what names one of a CSV file."""
 
-    def __init__(self, chain: Sequence[tuple[ProfileText, str]], is_whole: bool) -> None:
-        self.chain, self.is_whole = chain, is_whole
+    def __init__(self, chain: Sequence[tuple[ProfileText, str]], is_whole: bool, fields_max: int) -> None:
+        self.chain, self.is_whole, self.fields_max = chain, is_whole, fields_max
         self.problems: list[Problem] = []
         self.text, self.name = chain[0][1], chain[0][0].name
         self.used: set[str] = set()
+        self.columns: list[Problem] = []
 
     def wrong(self, where: Sequence[str], text: str, *, warning: bool = False) -> None:
-        self.problems.append(Problem(_line(self.text, where), text, warning, self.name))
+        self.problems.append(self._problem(where, text, warning=warning))
+
+    def _problem(self, where: Sequence[str], text: str, *, warning: bool) -> Problem:
+        return Problem(_line(self.text, where), text, warning, self.name)
 
     def profile(self) -> Profile:
         said = self.chain[0][0]
@@ -579,6 +615,7 @@ class _Compiler:
             if one.controls.enabled is not None:
                 enabled = frozenset(one.controls.enabled)
             messages = tuple(one.messages) or messages  # type: ignore[assignment]
+        self._look_at_types()
         levels = self._levels(tables)
         profile = Profile(
             name=said.name,
@@ -595,6 +632,8 @@ class _Compiler:
                 path.segment for filled in levels["step"] for rule in filled.rules for path, _ in rule.sources
             ),
         )
+        if self.is_whole and not _reads_rows(levels):
+            self.problems += self.columns
         self._at(0)
         for name in said.tables if self.is_whole else ():
             if name not in self.used:
@@ -605,6 +644,30 @@ class _Compiler:
         said, self.text = self.chain[n]
         self.name = said.name
         return said
+
+    def _look_at_types(self) -> None:
+        """A message of a type that nobody reads is refused before its profile is asked, unless the profile ignores
+        it."""
+        ignored = {entry.type for one, _ in self.chain for entry in one.message if entry.means == "ignore"}
+        ignored |= {kind.partition("^")[0] for kind in ignored}
+        for n in range(len(self.chain)):
+            said = self._at(n)
+            named = [(kind, ["messages"]) for kind in said.messages]
+            named += [(entry.type, ["message", str(at), "type"]) for at, entry in enumerate(said.message)]
+            for kind, where in named:
+                if not is_read(kind) and not {kind, kind.partition("^")[0]} & ignored:
+                    known = sorted(one for one in TYPES if one.partition("^")[0] == kind.partition("^")[0])
+                    known = known or sorted({one.partition("^")[0] for one in TYPES})
+                    self.wrong(where, f"{kind}: no such message is read; {', '.join(known)} are", warning=True)
+
+    def _look_at(self, path: Path, text: str, where: Sequence[str]) -> None:
+        """A path that can be written and finds nothing in any message."""
+        if path.column:
+            sentence = f"{text}: a message has no columns; of a CSV file the profile would say patient.id by one, too"
+            self.columns.append(self._problem(where, sentence, warning=True))
+        elif path.number >= self.fields_max + (path.segment == "MSH"):  # MSH-1 is the sign before its first field
+            limit = f"limits.mllp_fields_max ({self.fields_max})"
+            self.wrong(where, f"{text}: a segment has no such field, by {limit}", warning=True)
 
     def _tables(self) -> dict[str, dict[str, str]]:
         """A table of the same name adds to the one below, or changes it."""
@@ -654,6 +717,7 @@ class _Compiler:
                 target.kind.several or target.kind.lines or target.kind.read is ALL_TEXT
             ):
                 self.wrong([*where, "from"], f"{text}: {entry.to} takes one value; name a repetition, such as [1]")
+            self._look_at(path, text, [*where, "from"])
             sources.append((path, table))
         return Rule(tuple(sources), self._when(entry.when, where), self._default(entry, target, where))
 
@@ -691,13 +755,16 @@ class _Compiler:
             self.wrong([*where, "default"], error.text)
             return None
 
-    def _when(self, texts: Sequence[str], where: Sequence[str], *, own: bool = False) -> tuple[Condition, ...]:
+    def _when(self, texts: Sequence[str], where: Sequence[str], own: Sequence[str] = ()) -> tuple[Condition, ...]:
         found = []
         for text in texts:
             try:
                 found.append(paths.condition(text, own=own))
             except ConfigError as error:
                 self.wrong([*where, "when"], error.text)
+                continue
+            if path := found[-1].path:
+                self._look_at(path, text, [*where, "when"])
         return tuple(found)
 
     def _rules(self) -> tuple[MessageRule, ...]:
@@ -723,11 +790,13 @@ class _Compiler:
                         self.wrong([*where, name], "is longer than 16 characters")
                 if not (entry.ae_titles or entry.station_name or entry.location or entry.modality):
                     self.wrong(where, "the rule says nothing: ae_titles, station_name, location or modality")
+                when = self._when(entry.when, where, ASKED)
+                if len(when) < len(entry.when):  # with fewer conditions it would go before others
+                    continue
                 found.append(
                     (n, Station(
-                        entry.priority, self._when(entry.when, where, own=True), tuple(entry.ae_titles) or None,
-                        entry.station_name or None, entry.location or None, entry.modality or None, entry.always,
-                        _line(self.text, where),
+                        entry.priority, when, tuple(entry.ae_titles) or None, entry.station_name or None,
+                        entry.location or None, entry.modality or None, entry.always, _line(self.text, where),
                     ))
                 )  # fmt: skip
         ordered = sorted(found, key=lambda one: -one[1].priority)

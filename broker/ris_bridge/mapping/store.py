@@ -11,7 +11,7 @@ from sqlmodel import Session, col, func, select
 
 from broker import audit
 from broker.errors import ConfigError, DuplicateKey, UnknownKey
-from broker.model.site import MappingProfile
+from broker.model.site import Intake, MappingProfile, Sender
 from broker.ris_bridge.mapping import profile as profiles
 from broker.ris_bridge.mapping.profile import Profile
 
@@ -32,6 +32,9 @@ _cache: dict[str, Cached] = {}
 def put(session: Session, text: str, *, now: dt.datetime, actor: str, name: str = "") -> tuple[str, int, str]:
     """(name, version, outcome): `added`, `changed`, or `unchanged` where that text is in use. Raises ConfigError where
     it has a fault, or where another one that stands on it gets one. name: which it must have."""
+    in_use = _active(session, name) if name else None
+    if in_use is not None and in_use.text == text:  # also where it has a fault by now: an upgrade must start
+        return name, in_use.version, "unchanged"
     profile = profiles.parse(text, _find(session))
     if name not in ("", profile.name):
         raise ConfigError(f"mapping {name}", f"the profile calls itself {profile.name}")
@@ -100,6 +103,29 @@ def active_rows(session: Session) -> Sequence[MappingProfile]:
         ready = [name for name in rest if below[name] not in rest] or list(rest)
         ordered += [rest.pop(name) for name in ready]
     return ordered
+
+
+def users(session: Session, name: str) -> list[str]:
+    """Who names it, or one that stands on it: `sender his`, `intake north`."""
+    names = {name}
+    for row in active_rows(session):  # each after those below it
+        if tomllib.loads(row.text).get("extends") in names:
+            names.add(row.name)
+    found = []
+    for word, table in (("sender", Sender), ("intake", Intake)):
+        query = select(table.name).where(col(table.mapping).in_(names)).order_by(col(table.name))
+        found += [f"{word} {one}" for one in session.exec(query)]
+    return found
+
+
+def ignored(session: Session, name: str) -> set[str]:
+    """The types of messages that a profile ignores: nobody reads them, and they may come."""
+    if not name:
+        return set()
+    try:
+        return {rule.type for rule in load(session, name).rules if rule.means == "ignore"}
+    except ConfigError:
+        return set()
 
 
 def text_of(session: Session, name: str, version: int | None = None) -> str:

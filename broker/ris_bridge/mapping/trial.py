@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 from pydicom.datadict import tag_for_keyword
-from sqlmodel import Session, col, or_, select
+from sqlmodel import Session, col, select
 
 from broker.config import Settings, Site
 from broker.errors import BrokerError, UnknownKey
 from broker.model.messages import Message as Journalled
+from broker.model.site import Intake, Sender
 from broker.mwl.commands import Command, OrderCommand
 from broker.ris_bridge.hl7 import message, road
 from broker.ris_bridge.hl7.message import Message, Segment
@@ -38,6 +39,8 @@ MADE = {
     "order.accession_number": "accession_number", "procedure.requested_procedure_id": "requested_procedure_id",
     "procedure.study_instance_uid": "study_instance_uid", "step.sps_id": "sps_id",
 }  # fmt: skip
+REFUSED = "refused"
+OF_OURS = ("place", "at", "policies", "begun", "known", "unknown", "is_issuer_assumed", "romanised")  # no sender's word
 OURS = {"the program"}  # what no profile has a say in: the patient, the order control
 NUMBERING = {(name, 1) for name in ("PID", "PV1", "OBR", "NTE", "TQ1", "AL1", "OBX", "DG1", "IN1", "GT1", "NK1", "RGS",
                                     "AIS", "AIG", "AIL", "AIP", "MSH")}  # fmt: skip
@@ -242,6 +245,8 @@ def _values(level: str, part: Any, command: OrderCommand, told: Sequence[_Traced
 
 
 def _written(value: Any) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
     if isinstance(value, dict):
         return "^".join(_written(one) for one in value.values())
     return "\\".join(map(_written, value)) if isinstance(value, list | tuple) else str(value)
@@ -262,19 +267,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Diff:
-    """counts: of `same`, `changed`, `newly refused`, `newly taken`, `refused alike`, `unreadable`."""
+    """counts: of `same`, `changed`, `newly refused`, `newly taken`, `refused alike`, `newly read`, `no longer read`,
+    `unreadable`."""
 
     looked_at: int
     counts: dict[str, int]
     differences: list[Difference]
 
 
-def diff(session: Session, profile: Profile, last: int, settings: Settings) -> Diff:
-    """The last messages that the profile reads, by the profile in use for each and by this one. Where its senders do
-    not name it yet: the last of its types."""
+def diff(session: Session, profile: Profile, last: int, settings: Settings, *, sender: str = "") -> Diff:
+    """The last messages that the profile reads, by the profile in use for each and by this one, as if their senders
+    named it. sender: of that one alone, by the name of its entry or as MSH-3|MSH-4; empty: of those that name it, or of
+    all where nobody does. Raises UnknownKey where nobody is called so."""
     counts: Counter[str] = Counter()
     differences = []
-    rows = list(_last(session, profile, last, settings))
+    rows = list(_last(session, profile, last, settings, sender))
     for row, own in rows:
         try:
             msg = _parsed(session, row, settings)
@@ -286,35 +293,46 @@ def diff(session: Session, profile: Profile, last: int, settings: Settings) -> D
         after = _outcome(msg, profile, settings.site)
         outcome = _compared(before, after)
         counts[outcome] += 1
-        lines = [
-            f"{name}: {_shown(before.get(name))} -> {_shown(after.get(name))}"
-            for name in dict.fromkeys((*before, *after))
-            if before.get(name) != after.get(name)
-        ]
-        if lines:
+        if lines := list(_lines(before, after)):
             differences.append(Difference(row.key, row.type, outcome, lines))
     return Diff(len(rows), dict(counts), differences)
 
 
 def _last(
-    session: Session, profile: Profile, last: int, settings: Settings
+    session: Session, profile: Profile, last: int, settings: Settings, sender: str
 ) -> Iterator[tuple[Journalled, Profile | None]]:
     """The newest first, each with its sender's profile at present. Ten times as many are looked through."""
-    types = profile.messages or tuple(road.READERS)
-    tests = [test for one in types for test in (Journalled.type == one, col(Journalled.type).startswith(one + "^"))]
-    query = select(Journalled).where(Journalled.protocol == road.PROTOCOL, or_(*tests))
-    found = []
-    for row in session.exec(query.order_by(col(Journalled.pk).desc()).limit(last * 10)):
-        sender = road.sender_of(session, row, settings)
+    types = [kind for kind, reader in road.READERS.items() if reader in road.MAPPED and profile.reads(kind)]
+    query = select(Journalled).where(Journalled.protocol == road.PROTOCOL, col(Journalled.type).in_(types))
+    is_registered = bool(sender) and _is_registered(session, sender)
+    if sender and not is_registered:
+        query = query.where(Journalled.sender == sender)
+        if session.exec(select(Journalled.pk).where(Journalled.sender == sender).limit(1)).first() is None:
+            raise UnknownKey(
+                f"sender {sender}",
+                "is no name of a sender or intake (broker sender list), and no MSH-3|MSH-4 of the journal",
+            )
+    is_named = not sender and bool(store.users(session, profile.name))
+    looked_at = max(last * 10, settings.limits.journal_rows_max if sender else 0)
+    names, count = (sender, f"folder:{sender}", f"poll:{sender}"), 0
+    for row in session.exec(query.order_by(col(Journalled.pk).desc()).limit(looked_at)):
+        entry = road.sender_of(session, row, settings)
+        if is_registered and (entry is None or entry.name not in names):
+            continue
         try:
-            own = store.load(session, sender.mapping) if sender and sender.mapping else None
+            own = store.load(session, entry.mapping) if entry and entry.mapping else None
         except BrokerError:
             own = None
-        if road.READERS.get(row.type) in road.MAPPED:
-            found.append((row, own))
-    readers = [(one, for_sender(one[1], one[0].type)) for one in found]
-    named = [one for one, read in readers if read and profile.name in (read.name, *read.chain)]
-    yield from (named or found)[:last]
+        if is_named and (own is None or profile.name not in (own.name, *own.chain)):
+            continue
+        yield row, own
+        count += 1
+        if count == last:
+            return
+
+
+def _is_registered(session: Session, name: str) -> bool:
+    return any(session.exec(select(table.pk).where(table.name == name)).first() for table in (Sender, Intake))
 
 
 def _parsed(session: Session, row: Journalled, settings: Settings) -> Message:
@@ -323,21 +341,49 @@ def _parsed(session: Session, row: Journalled, settings: Settings) -> Message:
 
 
 def _outcome(msg: Message, profile: Profile | None, site: Site) -> dict[str, Any]:
+    """What it says, by where it stands; `refused`: with what."""
     try:
-        return flat(asked(msg, profile, site))
+        said = flat(asked(msg, profile, site))
     except BrokerError as error:
-        return {"refused": f"{error.err} {error}"}
+        return {REFUSED: f"{error.err} {error}"}
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _compared(before: dict[str, Any], after: dict[str, Any]) -> str:
-    match "refused" in before, "refused" in after:
+    match REFUSED in before, REFUSED in after:
         case True, True:
             return "refused alike" if before == after else "changed"
         case True, False:
             return "newly taken"
         case False, True:
             return "newly refused"
+    if bool(before) != bool(after):
+        return "newly read" if after else "no longer read"
     return "same" if before == after else "changed"
+
+
+def _lines(before: dict[str, Any], after: dict[str, Any]) -> Iterator[str]:
+    """What differs; a command that there was not, or is no more, in one line."""
+    if REFUSED in {*before, *after} and before.get(REFUSED) != after.get(REFUSED):
+        yield f"{REFUSED}: {before.get(REFUSED, 'no')} -> {after.get(REFUSED, 'no')}"
+    was, now = ({name: value for name, value in one.items() if name != REFUSED} for one in (before, after))
+    if was and now:
+        for name in dict.fromkeys((*was, *now)):
+            if was.get(name) != now.get(name):
+                yield f"{name}: {_shown(was.get(name))} -> {_shown(now.get(name))}"
+    else:
+        yield from (f"read newly: {line}" for line in _compact(now))
+        if REFUSED not in after:
+            yield from (f"read no longer: {line}" for line in _compact(was))
+
+
+def _compact(said: dict[str, Any]) -> Iterator[str]:
+    """A line for each command: `order 1: control NW, accession_number ACC1`."""
+    commands: dict[str, list[str]] = {}
+    for name, value in said.items():
+        word, number, rest = name.split(" ", 2)
+        commands.setdefault(f"{word} {number}", []).append(f"{rest} {_shown(value)}")
+    yield from (f"{command}: {', '.join(values)}" for command, values in commands.items())
 
 
 def flat(commands: Sequence[Any], name: str = "order") -> dict[str, Any]:
@@ -358,7 +404,10 @@ def _flat(part: Any, name: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for own in fields(part):
         value = getattr(part, own.name)
-        if own.name in ("place", "at", "policies") or value is None:
+        if own.name in OF_OURS or value is None:
+            continue
+        if value == own.default and not value:  # not said; asked for once more where it will be made
+            found[f"{name} {own.name}"] = None
             continue
         if isinstance(value, tuple) and value and is_dataclass(value[0]):
             for key, one in flat(value, own.name.removesuffix("s")).items():
