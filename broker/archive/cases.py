@@ -3,6 +3,7 @@
 Red cases take the same decision from two principals. Every decision can be taken back; no bytes are ever deleted."""
 
 import datetime as dt
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -21,17 +22,18 @@ from broker.mwl import items, order_finding
 from broker.states import CASE, advance
 
 PATIENT_CONFLICT = "patient_conflict"
+WAITING = ("OPEN", "TAKEN")  # for a person, the first or the second
 
 # Reads
 
 
 def listing(
-    session: Session, state: str | None = None, limit: int = 100, after: int = 0
+    session: Session, states: Sequence[str] = WAITING, limit: int = 100, after: int = 0
 ) -> tuple[list[dict[str, Any]], int | None]:
     """Cases by age, and the key to go on from."""
-    query = select(ReconciliationCase).where(col(ReconciliationCase.pk) > after)
-    if state is not None:
-        query = query.where(ReconciliationCase.state == state)
+    query = select(ReconciliationCase).where(
+        col(ReconciliationCase.pk) > after, col(ReconciliationCase.state).in_(states)
+    )
     rows = session.exec(query.order_by(col(ReconciliationCase.pk)).limit(limit + 1)).all()
     return [_document(session, row) for row in rows[:limit]], rows[limit - 1].key if len(rows) > limit else None
 

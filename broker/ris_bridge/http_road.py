@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pydantic_core
-from sqlmodel import Session, col, select
+from sqlmodel import Session
 
-from broker import db, ids
+from broker import ids
 from broker.config import Settings, Site
 from broker.errors import BrokerError, InvalidValue, Unreadable, WrongState
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder
-from broker.model.patients import Patient
 from broker.mwl import identity
 from broker.mwl.commands import (
     Command,
@@ -238,13 +237,6 @@ def known(session: Session, order_pk: int, before: dt.datetime | None = None) ->
     if leading is None:
         raise WrongState("order", "its patient has no identifier any more: a person must say whose order it is")
     return Known(order.accession_number, order.accession_issuer, leading)
-
-
-def lock(session: Session, order_pk: int) -> ImagingOrder:
-    """Patient before order (architecture.md 7)."""
-    patient_pk = session.exec(select(col(ImagingOrder.patient_pk)).where(ImagingOrder.pk == order_pk)).one()
-    db.lock(session, Patient, patient_pk)
-    return db.lock(session, ImagingOrder, order_pk)
 
 
 # Refusals

@@ -4,7 +4,7 @@ In a new order null says nothing; in a change it deletes, and what is absent sta
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -16,7 +16,7 @@ from broker.config import Site
 from broker.errors import BrokerError, InvalidValue, MissingField
 from broker.mwl import kana
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
-from broker.ris_bridge import alike, http_road
+from broker.ris_bridge import alike, http_road, json_faults
 from broker.ris_bridge.hl7 import names, values
 
 B = TypeVar("B", bound=BaseModel)
@@ -28,7 +28,18 @@ LO = Annotated[str, Field(max_length=64, pattern=PLAIN)]
 LT = Annotated[str, Field(max_length=10_240, pattern=LINES)]
 GROUP = Annotated[str, Field(max_length=64, pattern=GROUP_TEXT)]  # one component group of a name
 AE_TITLE = Annotated[str, Field(pattern=ids.AE_TITLE)]
-UID = Annotated[str, Field(max_length=64, pattern=r"^[0-9.]*$")]
+DOTTED, SEX, MODALITY = r"^[0-9.]*$", "^[MFO]?$", "^[A-Z0-9_ ]{1,16}$"
+PRIORITY = "^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$"
+UID = Annotated[str, Field(max_length=64, pattern=DOTTED)]
+PATTERNS = {
+    PLAIN: "must hold no backslash and no control character",
+    LINES: "must hold no control character but tabs and line ends",
+    GROUP_TEXT: "must be written as FAMILY^GIVEN^MIDDLE^PREFIX^SUFFIX, without backslash, = and control characters",
+    ids.AE_TITLE: "must be 1 to 16 ASCII characters without backslash and without blanks at either end",
+    DOTTED: "must hold digits and dots only", SEX: "must be M, F or O, or empty",
+    MODALITY: "must be 1 to 16 of A to Z, 0 to 9, _ and blank",
+    PRIORITY: "must be STAT, HIGH, ROUTINE, MEDIUM or LOW",
+}  # fmt: skip
 DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
 TIME = DAY + r"T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?"
 
@@ -69,19 +80,21 @@ class Name(Body):
 
 def _by_script(value: Any) -> Any:
     """A name in one text: which group it is, its script says."""
+    if not isinstance(value, str | dict | Name):
+        raise ValueError("must be a text, or an object with alphabetic, ideographic and phonetic")
     group = {"I": "ideographic", "P": "phonetic"}
     return {group.get(kana.script(value) or "A", "alphabetic"): value} if isinstance(value, str) else value
 
 
-Physician = Annotated[Name, BeforeValidator(_by_script)]
+AnyName = Annotated[Name, BeforeValidator(_by_script)]
 
 
 class PatientBody(Body):
     id: Annotated[str, Field(min_length=1, max_length=64, pattern=PLAIN)] | None = None
     issuer: LO | None = None
     birth_date: Day | None = None
-    sex: Annotated[str, Field(pattern="^[MFO]?$")] | None = None
-    name: Name | None = None
+    sex: Annotated[str, Field(pattern=SEX)] | None = None
+    name: AnyName | None = None
 
 
 class Code(Body):
@@ -94,13 +107,13 @@ class Code(Body):
 
 class StepBody(Body):
     sps_id: SH | None = None
-    modality: Annotated[str, Field(pattern="^[A-Z0-9_ ]{1,16}$")] | None = None
+    modality: Annotated[str, Field(pattern=MODALITY)] | None = None
     station_ae_titles: Annotated[list[AE_TITLE], Field(max_length=100)] | None = None
     station_name: SH | None = None
     location: SH | None = None
     scheduled_start: Moment | None = None
     description: LO | None = None
-    performing_physician: Physician | None = None
+    performing_physician: AnyName | None = None
     protocol_codes: Annotated[list[Code], Field(max_length=100)] | None = None
 
 
@@ -116,16 +129,16 @@ class ProcedureBody(Body):
     reason: LO | None = None
     comments: LT | None = None
     transport: LO | None = None
-    referring_physician: Physician | None = None
+    referring_physician: AnyName | None = None
     steps: Annotated[list[StepBody], Field(max_length=100)] = []
 
 
 class OrderBody(Body):
     accession_number: SH | None = None
     accession_issuer: LO | None = None
-    priority: Annotated[str, Field(pattern="^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$")] | None = None
+    priority: Annotated[str, Field(pattern=PRIORITY)] | None = None
     patient: PatientBody | None = None
-    requesting_physician: Physician | None = None
+    requesting_physician: AnyName | None = None
     requesting_service: LO | None = None
     admission_id: LO | None = None
     admission_issuer: LO | None = None
@@ -149,7 +162,7 @@ PROCEDURE_KEYS = ("id", "study_instance_uid", "placer_order_number", "filler_ord
 
 
 def new(text: str, kind: type[B] = OrderBody) -> B:  # type: ignore[assignment]
-    """Raises MissingField, InvalidValue naming the first field that is wrong; never its value."""
+    """Raises InvalidValue naming the fields that are wrong; never their values."""
     return _validated(kind, _without_nulls(_parsed(text)))
 
 
@@ -197,8 +210,8 @@ def _parsed(text: str) -> Any:
     return found
 
 
-def _path(where: Iterable[str | int]) -> str:
-    return ".".join(map(str, where))[: http_road.PLACE_CHARACTERS_MAX] or "body"
+def _path(where: json_faults.Where) -> str:
+    return ".".join(map(str, json_faults.plain(where)))[: http_road.PLACE_CHARACTERS_MAX] or "body"
 
 
 def _without_nulls(value: Any) -> Any:
@@ -211,9 +224,7 @@ def _validated(kind: type[B], found: Any) -> B:
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        said = first["msg"].removeprefix("Value error, ")
-        raise InvalidValue(_path(first["loc"]), said) from None
+        raise json_faults.refusal(error.errors(include_url=False, include_input=False), PATTERNS, _path) from None
 
 
 # To a command
@@ -331,9 +342,8 @@ def _require(body: OrderBody, site: Site) -> None:
             needed += _of_new_step(step, f"{path}.steps.{m}")
             rejected.append((f"{path}.steps.{m}.sps_id", step.sps_id, site.missing_sps_id))
     needed += [(where, value) for where, value, policy in rejected if policy == "reject"]
-    for where, value in needed:
-        if not value:
-            raise MissingField(where, "is required")
+    if missing := [(where, "is required") for where, value in needed if not value]:
+        raise json_faults.several(MissingField, missing)
 
 
 def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
@@ -346,7 +356,7 @@ def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
     return OrderCommand(
         control=control,  # type: ignore[arg-type]
         priority=body.said("priority") if body.said("priority") != "" else "ROUTINE",
-        procedures=procedures,
+        procedures=tuple(replace(one, steps=alike.once(one.steps)) for one in procedures),
         attributes={
             "RequestingPhysician": _physician(body, "requesting_physician", site),
             "RequestingService": body.said("requesting_service"),
@@ -361,8 +371,8 @@ def _command(control: str, body: OrderBody, site: Site) -> OrderCommand:
 def _refuse_contradiction(procedures: Sequence[ProcedureCommand]) -> None:
     if found := alike.contradiction(procedures):
         procedure, step = found
-        place = f"requested_procedures.{procedure}" + ("" if step is None else f".steps.{step}.sps_id")
-        raise InvalidValue(place, "is named before with other contents: say it once, or give it an ID of its own")
+        place = f"requested_procedures.{procedure}" + (".id" if step is None else f".steps.{step}.sps_id")
+        raise InvalidValue(place, "is named before with other contents: say it once, or give it its own ID", err="102")
 
 
 def _person(body: PatientBody | None, site: Site) -> PersonCommand | None:

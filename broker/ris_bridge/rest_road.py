@@ -2,19 +2,24 @@
 
 import datetime as dt
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlmodel import Session, select
+from sqlalchemy import bindparam
+from sqlmodel import Session, col, select
 
 from broker import db
 from broker.archive import status
 from broker.config import Settings, Site
 from broker.errors import BrokerError, Stale, UnknownKey
 from broker.model.messages import Message
-from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
+from broker.model.patients import Patient
+from broker.mwl import order_finding as finding
 from broker.mwl.commands import Command, PatientCommand, VisitCommand
 from broker.ris_bridge import http_road, poll_orders, rest_orders
 from broker.ris_bridge.effects import Asked, Cause, Done
@@ -117,9 +122,14 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
 
     def check(session: Session) -> None:
         assert order_pk is not None
-        http_road.lock(session, order_pk)
-        if wanted.strip() != "*" and etag(order_pk, status.of_order(session, order_pk)[1]) not in wanted:
-            raise Stale("If-Match")
+        finding.locked(session, order_pk)
+        _, version = status.of_order(session, order_pk)
+        tags = [one.strip() for one in wanted.split(",")]
+        if tags == ["*"] or etag(session, order_pk, version) in tags:
+            return
+        if status_etag(order_pk, version) in tags:
+            raise Stale("If-Match", f"is the ETag of the status document: take that of GET {ORDERS}/{order_pk}")
+        raise Stale("If-Match")
 
     def tell(session: Session, done: Sequence[Done], cause: Cause) -> bytes:
         return _told(session, order_pk or next(one.order_pk for one in done if one.order_pk), cause).raw()
@@ -150,28 +160,69 @@ def _numbers(row: RequestedProcedure) -> dict[str, str]:
 def _told(session: Session, order_pk: int, cause: Cause) -> Reply:
     """201 where this request made the order."""
     document, version = status.of_order(session, order_pk)
-    headers = {"ETag": etag(order_pk, version)}
+    headers = {"ETag": etag(session, order_pk, version)}
     order = session.get_one(ImagingOrder, order_pk)
     if order.message_pk != cause.message_pk:
         return Reply(200, "application/json", document, headers)
     return Reply(201, "application/json", document, {"Location": f"{ORDERS}/{order_pk}", **headers})
 
 
-def etag(order_pk: int, version: int) -> str:
+# Of what a PATCH can say, the rest: the status document shows no text, no name and no priority.
+OF: Any = bindparam("order_pk")
+WHOLE = db.Prepared(
+    db.columns(ImagingOrder.priority, ImagingOrder.attributes, Patient.name, Patient.birth_date, Patient.sex)
+    .join(Patient, Patient.pk == ImagingOrder.patient_pk)
+    .where(ImagingOrder.pk == OF)
+)
+PARTS = db.Prepared(
+    db.columns(
+        RequestedProcedure.pk, RequestedProcedure.placer_number, RequestedProcedure.placer_issuer,
+        RequestedProcedure.filler_number, RequestedProcedure.filler_issuer, RequestedProcedure.description,
+        RequestedProcedure.code_value, RequestedProcedure.code_scheme, RequestedProcedure.code_meaning,
+        RequestedProcedure.attributes, col(ScheduledStep.pk).label("step_pk"), ScheduledStep.sps_id,
+        ScheduledStep.modality, ScheduledStep.start_date, ScheduledStep.start_time,
+        col(ScheduledStep.description).label("step_description"),
+        col(ScheduledStep.attributes).label("step_attributes"), ScheduledStation.ae_title,
+    )
+    .outerjoin(ScheduledStep, ScheduledStep.requested_procedure_pk == RequestedProcedure.pk)
+    .outerjoin(ScheduledStation, ScheduledStation.step_pk == ScheduledStep.pk)
+    .where(RequestedProcedure.order_pk == OF)
+    .order_by(RequestedProcedure.pk, ScheduledStep.pk, ScheduledStation.pk)
+)  # fmt: skip
+
+
+def etag(session: Session, order_pk: int, version: int) -> str:
+    """Of an order: another one after everything that a PATCH can change. version: of its status document."""
+    rows = [list(row) for query in (WHOLE, PARTS) for row in query.rows(session, order_pk=order_pk)]
+    digest = hashlib.sha256(json.dumps(rows, sort_keys=True).encode()).hexdigest()[:16]
+    return f'"{order_pk}.{version}.{digest}"'
+
+
+def status_etag(order_pk: int, version: int) -> str:
+    """Of the status document."""
     return f'"{order_pk}.{version}"'
 
 
+def is_known(tag: str, wanted: str) -> bool:
+    """Whether If-None-Match names this status document: by its ETag, or by that of its order, which says more."""
+    return any(one in wanted for one in (tag, tag.removesuffix('"') + "."))
+
+
 def document(session: Session, order_pk: int) -> tuple[str, str]:
-    """The status document and its ETag."""
+    """The status document, and the ETag of the order."""
     found, version = status.of_order(session, order_pk)
-    return found, etag(order_pk, version)
+    return found, etag(session, order_pk, version)
 
 
 def _refusal(error: BrokerError) -> Reply:
     """RFC 9457."""
     where, text = http_road.place(error)
     code = http_road.http_status(error)
-    problem = {"type": "about:blank", "title": error.title, "status": code, "detail": text, "place": where}
+    problem: dict[str, Any] = {
+        "type": "about:blank", "title": error.title, "status": code, "detail": text, "place": where,
+    }  # fmt: skip
+    if error.also:
+        problem["errors"] = [{"field": place, "problem": words} for place, words in ((where, text), *error.also)]
     return Reply(code, "application/problem+json", json.dumps(problem, ensure_ascii=False), http_road.retry(code))
 
 

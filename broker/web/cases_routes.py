@@ -38,8 +38,9 @@ def listing(
     limit: Annotated[int, Query(ge=1)] = 100,
     after: Number = 0,
 ) -> dict[str, Any]:
+    """Those that wait for a person; with state, those of that state."""
     limit = min(limit, request.app.state.settings.limits.list_items_max)
-    items, following = db.read(cases.listing, state, limit, after)
+    items, following = db.read(cases.listing, (state,) if state else cases.WAITING, limit, after)
     return {"items": items, "next": following}
 
 

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 
 from broker import db, log
 from broker.errors import BrokerError
+from broker.ris_bridge import json_faults
 from broker.web.auth import Forbidden, Unauthorised
 
 RETRY_SECONDS = 5
@@ -46,7 +47,8 @@ def _broker(error: Exception) -> JSONResponse:
 def _invalid(error: Exception) -> JSONResponse:
     """The field and what is wrong with it; never the value, which may be the patient's."""
     assert isinstance(error, RequestValidationError)
-    fields = [{"field": ".".join(map(str, one["loc"][1:])), "problem": one["msg"]} for one in error.errors()]
+    found = json_faults.faults(error.errors(), {})
+    fields = [{"field": ".".join(map(str, where[1:])), "problem": words} for where, words in found]
     return problem(422, "not acceptable", "; ".join(f"{f['field']}: {f['problem']}" for f in fields), errors=fields)
 
 

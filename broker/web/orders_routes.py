@@ -29,9 +29,11 @@ def place(request: Request, body: Body, who: RIS, idempotency_key: Key = "") -> 
 
 
 @router.get("/{order_id}", dependencies=[Depends(needs("ris", "ehr", "qc"))])
-def one(order_id: Number) -> Response:
-    """The status document."""
+def one(request: Request, order_id: Number) -> Response:
+    """The status document. ETag: of the order, for If-Match."""
     document, etag = db.read(rest_road.document, order_id)
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers={"ETag": etag})
     return Response(document, media_type="application/json", headers={"ETag": etag})
 
 

@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from broker import db
 from broker.archive import status
 from broker.errors import InvalidValue
+from broker.ris_bridge import rest_road
 from broker.web.auth import needs
 from broker.web.fields import Number, check_time
 from broker.web.live import Live
@@ -44,13 +45,13 @@ async def one(
 
     def look() -> tuple[str, str]:
         document, version, order_pk = db.read(status.find, accession_number, issuer)
-        return document, f'"{order_pk}.{version}"'
+        return document, rest_road.status_etag(order_pk, version)
 
     document, etag = await live.in_thread(look)
-    if wait and if_none_match and etag in if_none_match:
-        await live.until(lambda: look()[1] not in if_none_match, wait)
+    if wait and rest_road.is_known(etag, if_none_match):
+        await live.until(lambda: not rest_road.is_known(look()[1], if_none_match), wait)
         document, etag = await live.in_thread(look)
-    if if_none_match and etag in if_none_match:
+    if rest_road.is_known(etag, if_none_match):
         return Response(status_code=304, headers={"ETag": etag})
     return _json(document, etag)
 

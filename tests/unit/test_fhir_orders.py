@@ -10,7 +10,7 @@ from broker.config import Settings
 from broker.errors import BrokerError, DuplicateKey, InvalidValue, MissingField, UnknownKey, Unreadable
 from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, VisitCommand
 from broker.ris_bridge.budget import budget
-from broker.ris_bridge.fhir import elements, road, values
+from broker.ris_bridge.fhir import elements, resources, road, values
 from broker.ris_bridge.fhir.orders_in import Procedure, Reader
 from broker.ris_bridge.fhir.plan import KNOWN, NEW, Plan, plan
 from broker.ris_bridge.hl7 import message, orders_in
@@ -280,7 +280,147 @@ def test_requests_that_say_two_things_of_one_procedure_are_refused():
     assert len(planned(roads.bundle(roads.patient(), request(), same)).commands) == 1
     with pytest.raises(InvalidValue) as refused:
         planned(roads.bundle(roads.patient(), request(), request(code={"text": "頭部MRI"})))
-    assert refused.value.place.endswith(".identifier")
+    assert refused.value.place == "Bundle.entry[2].resource.identifier"
+    of_second = task(10, basedOn=[{"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000003"}])
+    with pytest.raises(InvalidValue) as refused:
+        planned(roads.bundle(roads.patient(), request(), same, task(), of_second))
+    assert refused.value.place == "Bundle.entry[4].resource.identifier"
+
+
+SG2 = {"identifier": [{"value": "SG2"}], "status": "accepted"}
+
+
+def task(hour: int = 9, **changes: Any) -> dict:
+    start = roads.START.replace(hour=hour).isoformat()
+    return {**roads.task(), **SG2, "restriction": {"period": {"start": start}}, **changes}
+
+
+def slot(hour: int = 9, **changes: Any) -> dict:
+    own = [{"type": {"text": "Scheduled Procedure Step ID"}, "value": "SG2"}]
+    return {**roads.appointment(roads.START.replace(hour=hour)), "identifier": own, **changes}
+
+
+@pytest.mark.parametrize("kind", [task, slot])
+def test_two_tasks_or_appointments_that_say_two_things_of_one_step_are_refused_at_the_second(kind):
+    (step,) = order(roads.patient(), request(), kind(), kind()).procedures[0].steps
+    assert (step.sps_id, step.start_time) == ("SG2", "093000")
+    with pytest.raises(InvalidValue) as refused:
+        order(roads.patient(), request(), kind(), kind(10))
+    assert refused.value.place == "Bundle.entry[3].resource.identifier"
+
+
+@pytest.mark.parametrize("kind", [task, slot])
+@pytest.mark.parametrize("other", [{"status": "cancelled"}, {"start": "2025-12-01T10:30:00+09:00", "restriction": {
+    "period": {"start": "2025-12-01T10:30:00+09:00"}}}])  # fmt: skip
+@pytest.mark.parametrize("server", [Server(Procedure("17", ORDER, "RP001", roads.UID, ("SG2",))), TWO])
+def test_also_of_a_step_that_is_known(kind, other, server):
+    """Whether it is named by its ID, or is its request's only one."""
+    above = {"basedOn": [{"reference": "ServiceRequest/17"}], "participant": []}
+    first, second = kind(**above), {**kind(**above), **other}
+    if server is not TWO:
+        second["identifier"] = []
+    assert len(planned(roads.bundle(first, first), server).commands) == 2
+    with pytest.raises(InvalidValue) as refused:
+        planned(roads.bundle(first, second), server)
+    name = "identifier" if server is TWO else "basedOn"
+    assert refused.value.place == f"Bundle.entry[1].resource.{name}"
+
+
+@pytest.mark.parametrize("kind", [task, slot])
+def test_also_beside_the_change_of_their_request(kind):
+    resource = request(subject={"reference": "Patient/1"}, id="17")
+    above = {"basedOn": [{"reference": "ServiceRequest/17"}], "participant": []}
+    by_number = {"basedOn": [{"identifier": {"value": "P-OF-THE-SERVER"}}], "participant": []}
+    for further in (above, by_number):
+        bundle = roads.bundle(resource, kind(**above), kind(10, **further))
+        bundle["entry"][0]["request"] = {"method": "PUT", "url": "ServiceRequest/17"}
+        with pytest.raises(InvalidValue) as refused:
+            planned(bundle, TWO)
+        assert refused.value.place == "Bundle.entry[2].resource.identifier"
+
+
+def test_what_one_leaves_out_the_other_says_and_the_stations_are_those_of_both():
+    owners = [
+        {"type": "Device", "identifier": {"system": "urn:dicom:ae-title", "value": one}} for one in ("CT1", "CT2")
+    ]
+    first, second = task(owner=owners[0], description="造影"), task(owner=owners[1], restriction={})
+    (step,) = order(roads.patient(), request(), first, second).procedures[0].steps
+    assert (step.station_ae_titles, step.start_time, step.description) == (("CT1", "CT2"), "093000", "造影")
+
+
+def test_an_appointment_still_moves_its_task():
+    (step,) = order(roads.patient(), request(), task(9), task(9), slot(11)).procedures[0].steps
+    assert step.start_time == "113000"
+
+
+def test_two_appointments_of_a_task_without_an_id_are_of_one_step():
+    bare = task(identifier=[])
+    above = {
+        "identifier": [],
+        "supportingInformation": [{"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000003"}],
+    }
+    (step,) = order(roads.patient(), request(), bare, slot(10, **above), slot(10, **above)).procedures[0].steps
+    assert step.start_time == "103000"
+    with pytest.raises(InvalidValue):
+        order(roads.patient(), request(), bare, slot(10, **above), slot(11, **above))
+    two = [slot(10, supportingInformation=above["supportingInformation"]) for _ in range(2)]
+    two[1]["identifier"] = [{**two[1]["identifier"][0], "value": "SG3"}]
+    with pytest.raises(InvalidValue):
+        order(roads.patient(), request(), bare, *two)
+
+
+def test_the_same_step_id_in_two_orders_is_two_steps():
+    second = request(identifier=[roads._identifier("P2", roads.HIS, "PLAC")], requisition=...)
+    apart = task(10, basedOn=[{"reference": "urn:uuid:0b6c6f5e-0000-4000-8000-000000000003"}])
+    assert len(planned(roads.bundle(roads.patient(), request(), second, task(), apart)).commands) == 2
+
+
+@pytest.mark.parametrize("name", ["鈴木花子 0000012345", "0000012345", "x" * 41])
+def test_a_name_that_is_none_of_ours_is_not_repeated(name):
+    found = {"resourceType": "Patient", "contact": [{name: {"text": "\0"}}]}
+    with pytest.raises(InvalidValue) as refused:
+        road._check_text(found, b"\\u0000", lambda: None)
+    assert refused.value.place == "Patient.contact[0]"
+    with pytest.raises(InvalidValue) as refused:
+        road._check_text({"resourceType": name, "a": "\0"}, b"\\u0000", lambda: None)
+    assert refused.value.place == "resourceType.a"
+    with pytest.raises(InvalidValue) as refused:
+        road._one({"resourceType": name}, Request("POST", "/fhir/ServiceRequest"), "")
+    assert name not in str(refused.value)
+
+
+def test_all_that_is_wrong_with_a_resource_is_told_at_once_in_our_words():
+    with pytest.raises(InvalidValue) as refused:
+        order(roads.patient(), request(priority="soon", occurrenceDateTime="noon"))
+    (place, words), *rest = [(refused.value.place, refused.value.text), *refused.value.also]
+    assert (place, words) == ("Bundle.entry[1].resource.priority", "must be 'routine', 'urgent', 'asap' or 'stat'")
+    assert rest == [("Bundle.entry[1].resource.occurrenceDateTime",
+                     "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "kinds", "element"),
+    [
+        ("accession number", ["ServiceRequest"], "Bundle.entry[0].resource.identifier"),
+        ("accession number", ["ServiceRequest"] * 2, "ServiceRequest.identifier"),
+        ("patient.id", ["Patient", "ServiceRequest"], "Bundle.entry[1].resource.subject"),
+        ("patient.id", ["Patient"], "Bundle.entry[0].resource.identifier"),
+        ("patient.id", ["Task"], "ServiceRequest.subject"), ("body", [], ""), ("message", ["Patient"], ""),
+        ("Bundle.entry[7].resource", ["Patient"], "Bundle.entry[7].resource"), ("If-Match", [], "If-Match"),
+    ],
+)  # fmt: skip
+def test_what_a_service_refuses_is_told_at_an_element(place, kinds, element):
+    made = {"Patient": roads.patient(), "ServiceRequest": roads.service_request(), "Task": roads.task()}
+    items = road._all(roads.bundle(*(made[kind] for kind in kinds)), SETTINGS, lambda: None)
+    assert road.element(place, items) == element
+
+
+def test_a_code_without_a_name_for_its_system_comes_back_as_it_was_sent():
+    names = resources.Names(Settings())
+    for system in ("urn:dicom:scheme:99LOCAL", "urn:dicom:scheme:99%20X", "http://loinc.org"):
+        said = {"system": system, "code": "X1", "display": "x"}
+        code = values.code(elements.Coding(**said), "", {}, "code")
+        assert names.coding(code) == said
 
 
 def test_requests_of_two_patients_are_never_one_order():

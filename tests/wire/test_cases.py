@@ -70,6 +70,21 @@ def test_a_decision_that_cannot_be_is_explained_and_changes_nothing(broker, held
     assert broker.rows(ReconciliationCase, kind="study")[0].state == "OPEN"
 
 
+def test_what_is_resolved_waits_for_nobody(broker, held):
+    _, case = held
+    desk = broker.ehr("qc").http
+
+    def listed(state: str = "") -> list[int]:
+        answer = desk.get("/api/v1/cases", params={"state": state} if state else {})
+        return [one["id"] for one in answer.json()["items"]]
+
+    assert (listed(), listed("OPEN"), listed("RESOLVED")) == ([case["id"]], [case["id"]], [])
+    resolve(broker, "qc", case, action="reject", code="113037")
+    assert (listed(), listed("TAKEN"), listed("OPEN")) == ([case["id"]], [case["id"]], [])
+    resolve(broker, "admin", case, action="reject", code="113037")
+    assert (listed(), listed("RESOLVED")) == ([], [case["id"]])
+
+
 def test_only_the_desk_sees_cases(broker, held):
     _, case = held
     assert broker.ehr("ris").http.get("/api/v1/cases").status_code == 403

@@ -55,6 +55,24 @@ def test_a_token_is_printed_once_and_senders_are_kept(broker_command):
     assert json.loads(broker_command("sender", "list", "--json"))[0]["application"] == "HIS"
 
 
+def test_senders_and_intakes_are_changed_by_what_is_named(broker_command):
+    broker_command("sender", "add", "RIS", "--application", "HIS", "--messages", "ORM", "--order-responses")
+    more = ("--messages", "ORM,ADT^A08", "--character-set", "CP932", "--address", "127.0.0.1", "--mapping", "jahis")
+    assert broker_command("sender", "change", "RIS", *more) == "changed\n"
+    assert broker_command("sender", "change", "RIS", *more) == "unchanged\n"
+    (row,) = json.loads(broker_command("sender", "list", "--json"))
+    assert (row["application"], row["messages"], row["address"]) == ("HIS", ["ORM", "ADT^A08"], "127.0.0.1")
+    assert (row["character_set"], row["mapping"], row["order_responses"]) == ("CP932", "jahis", True)
+    broker_command("sender", "change", "RIS", "--messages", "", "--no-order-responses", "--mapping", "")
+    (row,) = json.loads(broker_command("sender", "list", "--json"))
+    assert (row["messages"], row["mapping"], row["order_responses"], row["address"]) == ([], "", False, "127.0.0.1")
+    assert "says nothing that is to change" in broker_command("sender", "change", "RIS", status=1)
+    broker_command("intake", "add", "in", "--kind", "folder", "--path", "/orders", "--format", "csv")
+    assert broker_command("intake", "change", "in", "--every-seconds", "60", "--character-set", "CP932") == "changed\n"
+    (row,) = json.loads(broker_command("intake", "list", "--json"))
+    assert (row["path"], row["format"], row["every_seconds"], row["character_set"]) == ("/orders", "csv", 60, "CP932")
+
+
 def test_an_order_by_hand_is_on_the_worklist_until_it_is_cancelled(broker_command, tmp_path):
     body = {
         "accession_number": "ACC001", "accession_issuer": "RIS",
@@ -93,6 +111,9 @@ NODE = ("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104")
         ((*NODE, "--modality", "ct"), {}, 1, "node modality: must be at most 16 capital letters"),
         (("sender", "add", "RIS", "--messages", "ORM,order"), {}, 1, "sender messages.1: must be a message type, such as"),
         (("sender", "add", "RIS", "--character-set", "utf\\8"), {}, 1, "sender character_set: must be as MSH-18 has it"),
+        (("sender", "add", "RIS", "--character-set", "KLINGON"), {}, 1, "known are UNICODE UTF-8,"),
+        (("sender", "add", "RIS", "--messages", "FOO,ORM^O99"), {}, 1, "no such message is read: FOO, ORM^O99; known are"),
+        (("intake", "change", "in", "--mapping", "jahis"), {}, 1, "intake in: is not known here"),
         (("sender", "add", "R\tIS"), {}, 1, "sender name: must not hold control characters"),
         (("message", "list", "--state", "BOGUS"), {}, 2, "states are APPLIED, DISMISSED, RECEIVED, REJECTED"),
         (("message", "list", "--limit", "-5"), {}, 2, "Invalid value for '--limit'"),

@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from sqlmodel import Session, select
 
+from broker import db
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
 from broker.model.patients import Patient
@@ -168,6 +170,28 @@ def test_a_stale_etag_changes_nothing(placed):
     assert ask(placed, "GET", "/ServiceRequest/1").json()["note"] == [{"text": "first"}]
 
 
+@pytest.mark.parametrize("premises", ["postgresql"], indirect=True, scope="session")  # SQLite has one writer
+def test_a_version_that_became_stale_while_its_sender_waited_for_the_lock_changes_nothing(placed, monkeypatch):
+    read = ask(placed, "GET", "/ServiceRequest/1")
+    resource = {**read.json(), "note": [{"text": "mine"}]}
+    locked = road.finding.locked
+
+    def theirs(session: Session) -> None:
+        row = session.exec(select(RequestedProcedure)).one()
+        row.description = "theirs"
+
+    def late(session: Session, order_pk: int) -> ImagingOrder:
+        monkeypatch.setattr(road.finding, "locked", locked)
+        with ThreadPoolExecutor(1) as another_process:
+            another_process.submit(db.run, theirs).result()
+        return locked(session, order_pk)
+
+    monkeypatch.setattr(road.finding, "locked", late)
+    stale = ask(placed, "PUT", "/ServiceRequest/1", resource, If_Match=read.headers["ETag"])
+    assert (stale.status_code, outcome(stale)) == (412, ("conflict", ["If-Match"]))
+    assert [row.description for row in placed.rows(RequestedProcedure)] == ["theirs"]
+
+
 def test_what_was_read_and_is_sent_back_changes_nothing(placed):
     read = ask(placed, "GET", "/ServiceRequest/1")
     before = placed.rows(ScheduledStep)[0].version
@@ -252,6 +276,74 @@ def test_a_put_beside_its_request_is_about_the_step_that_its_url_names(site):
         both["entry"][1]["request"] = {"method": "PUT", "url": "Task/2"}
         assert statuses(site) == ["SCHEDULED", "SCHEDULED"]
         assert ask(site, "POST", body=both).status_code == 200, status
+
+
+@pytest.mark.parametrize("is_known", [False, True])
+def test_two_tasks_that_say_two_things_of_one_step_leave_everything_as_it_was(site, is_known):
+    def task(hour: int) -> dict:
+        above = {"basedOn": [{"reference": "ServiceRequest/1"}]} if is_known else {}
+        start = today(hour).isoformat()
+        return {**roads.task(), **above, "status": "accepted", "identifier": [{"value": "SG2"}],
+                "restriction": {"period": {"start": start}}}  # fmt: skip
+
+    with_order = [] if is_known else [roads.patient(), roads.service_request()]
+    if is_known:
+        above = {**task(8), "basedOn": roads.task()["basedOn"]}
+        assert ask(site, "POST", body=roads.bundle(roads.patient(), roads.service_request(), above)).status_code == 200
+    before = [row.model_dump() for row in site.rows(ScheduledStep)]
+    refused = ask(site, "POST", body=roads.bundle(*with_order, task(9), task(10)))
+    second = len(with_order) + 1
+    assert (refused.status_code, outcome(refused)) == (422, ("value", [f"Bundle.entry[{second}].resource.identifier"]))
+    assert [row.model_dump() for row in site.rows(ScheduledStep)] == before
+    answer = ask(site, "POST", body=roads.bundle(*with_order, task(9), task(9)))
+    assert answer.status_code == 200, answer.text
+    assert [one["response"]["location"] for one in answer.json()["entry"][-2:]] == ["Task/1", "Task/1"]
+    assert [row.start_time for row in site.rows(ScheduledStep)] == [f"{today(9):%H%M%S}"]
+
+
+def test_what_a_service_refuses_is_told_at_its_element(placed):
+    other = {**roads.patient(), "identifier": [{"system": roads.HOSP, "value": "2"}]}
+    refused = ask(placed, "POST", body=roads.bundle(other, roads.service_request()))
+    assert (refused.status_code, outcome(refused)) == (409, ("conflict", ["Bundle.entry[1].resource.identifier"]))
+    nobody = {**other, "identifier": [{"system": roads.HOSP, "value": "3"}], "id": "9"}
+    assert outcome(ask(placed, "POST", body=put(nobody, "Patient/9")))[1] == ["Bundle.entry[0].resource"]
+    assert outcome(ask(placed, "POST", body=b"\xff")) == ("structure", [])
+
+
+def test_all_that_is_wrong_with_a_resource_is_told_at_once(site):
+    wrong = {**roads.service_request(), "priority": "soon", "status": "done"}
+    issues = ask(site, "POST", "/ServiceRequest", wrong).json()["issue"]
+    assert {one["expression"][0] for one in issues} == {"ServiceRequest.priority", "ServiceRequest.status"}
+
+
+def test_a_code_of_a_local_scheme_comes_back_with_its_name(site, monkeypatch):
+    monkeypatch.setattr(site.settings.fhir, "systems", roads.SYSTEMS[:3])
+    coding = {"system": "urn:dicom:scheme:99LOCAL", "code": "CTCHEST", "display": "胸部CT"}
+    sent = {**roads.service_request(), "code": {"coding": [coding], "text": "胸部CT"}}
+    assert ask(site, "POST", body=roads.bundle(roads.patient(), sent)).status_code == 200
+    read = ask(site, "GET", "/ServiceRequest/1")
+    assert read.json()["code"]["coding"] == [coding]
+    assert ask(site, "PUT", "/ServiceRequest/1", read.json()).headers["ETag"] == read.headers["ETag"]
+
+
+def test_a_name_that_a_client_made_up_reaches_neither_log_nor_journal_nor_answer(site, capfd):
+    """It may be the patient's (invariant 8)."""
+    name = "鈴木花子 0000012345"
+    odd: list[dict] = [
+        {**roads.service_request(), "contained": [{name: "\0"}]}, {"resourceType": name}, {"resourceType": name, "a": "\0"},
+        {**roads.patient(), "contact": {name: {name: "\0"}}}, roads.bundle({**roads.patient(), "resourceType": name}),
+        roads.bundle({**roads.patient(), "name": {name: 1}}), {**roads.bundle(roads.patient()), name: ["\0"]},
+    ]  # fmt: skip
+    for one in odd:
+        for path in ("", "/ServiceRequest"):
+            refused = ask(site, "POST", path, one)
+            assert refused.status_code in (400, 422)
+            assert "鈴木" not in refused.text
+    for row in site.rows(Message):
+        assert "鈴木" not in row.error_place + row.error_text + row.type + row.became
+    said = capfd.readouterr()
+    assert "message.rejected" in said.out + said.err
+    assert "0000012345" not in said.out + said.err
 
 
 def test_a_task_of_two_known_requests_is_refused(placed):

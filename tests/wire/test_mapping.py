@@ -37,8 +37,17 @@ def test_a_profile_is_checked_tried_taken_into_use_and_taken_back(broker_command
     tried = json.loads(broker_command("mapping", "try", str(file), "--message", str(order), "--json"))
     assert tried["profile"] == "north"
 
-    assert broker_command("mapping", "diff", str(file), "--last", "5") == "looked at 0: none\n"
-    assert broker_command("mapping", "put", str(file)) == "north v1: added\n"
+    nobody = "no sender or intake names north yet"
+    said = broker_command("mapping", "diff", str(file), "--last", "5").splitlines()
+    assert (said[0], said[1].partition(",")[0], len(said)) == ("looked at 0: none", nobody, 2)
+    said = broker_command("mapping", "diff", str(file), "--sender", "HIS", status=1)
+    assert said.startswith("broker: sender HIS: is no name of a sender or intake")
+    assert broker_command("mapping", "put", str(file)) == (
+        f"north v1: added\n{nobody}: broker sender change NAME --mapping north\n"
+    )
+    assert broker_command("sender", "add", "HIS", "--application", "HIS") == "added\n"
+    assert broker_command("sender", "change", "HIS", "--mapping", "north") == "changed\n"
+    assert broker_command("mapping", "diff", str(file), "--sender", "HIS") == "looked at 0: none\n"
     file.write_text(PROFILE + "\n# a remark\n", "utf-8")
     assert broker_command("mapping", "put", str(file)) == "north v2: changed\n"
     assert broker_command("mapping", "rollback", "north") == "north v1 is in use\n"
@@ -47,6 +56,15 @@ def test_a_profile_is_checked_tried_taken_into_use_and_taken_back(broker_command
         (row["name"], row["version"], row["in_use"]) for row in json.loads(broker_command("mapping", "list", "--json"))
     ]
     assert listed[:3] == [("north", 2, False), ("north", 1, True), ("ihe-rad4-2.3.1", "shipped", True)]
+
+
+def test_check_tells_what_can_never_work_by_the_limits_of_the_site(broker_command, tmp_path):  # noqa: F811
+    file = tmp_path / "odd.toml"
+    file.write_text('name = "odd"\n[[field]]\nto = "step.modality"\nfrom = ["ZZZ-300"]\n', "utf-8")
+    said = broker_command("mapping", "check", str(file)).splitlines()
+    assert (said[0].partition(": ZZZ")[0], said[1]) == (f"{file}: line 4: warning", "odd: in order")
+    said = broker_command("mapping", "check", str(file), BROKER_LIMITS__MLLP_FIELDS_MAX="400")
+    assert said == "odd: in order\n"
 
 
 def test_a_profile_with_faults_is_told_them_all(broker_command, tmp_path):  # noqa: F811

@@ -140,7 +140,7 @@ def test_the_command_line_does_the_same(broker, refused, command):
     assert "  PID-3 患者IDリスト: 0000012345 ^  ^  ^ HOSP ^ PI\n" in shown
     assert "  PID-5 患者氏名: 山田 ^ 太郎" in shown
     assert command("show", str(refused), "--raw") == omi_of(broker, refused)
-    command("dismiss", str(refused), "--reason", "a test")
+    assert command("dismiss", str(refused), "--reason", "a test") == f"message {refused} is dismissed\n"
     assert command("list", "--state", "REJECTED") == "none\n"
     assert "applied" in command("replay", str(refused))
     assert "was applied already" in command("replay", str(refused))
@@ -197,6 +197,8 @@ def test_a_message_that_the_program_does_not_survive_is_parked_until_a_person_re
     (parked,) = ask(broker, "GET", "?accession=ACC001").json()["items"]
     assert ask(broker, "GET", "/exceptions").json()["kinds"][0]["error_code"] == "207"
     broker.place(order("ACC002"))
+    (again,) = ask(broker, "POST", "/replay", json={"number": "ACC001"}).json()["items"]
+    assert (again["outcome"], again["error_code"]) == ("refused", "207"), "only who names it takes that risk"
     assert ask(broker, "POST", f"/{parked['id']}/replay").json()["outcome"] == "applied"
     assert b"MSA|AA" in broker.ris().send(poison)
     assert not CRASHES.is_poison(hashlib.sha256(poison).hexdigest())

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from sqlmodel import Session, select
 
-from broker import clock
+from broker import clock, db
 from broker.errors import Unreadable
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
@@ -189,6 +190,101 @@ def test_if_match_keeps_two_from_changing_one_order(broker):
     assert broker.rows(ImagingOrder)[0].priority == "STAT"
 
 
+CHANGES: list[dict] = [
+    {"priority": "LOW"}, {"requesting_service": "内科"}, {"current_patient_location": "02"},
+    {"requesting_physician": "医師^二郎"}, {"admission_id": "V0002"}, {"patient": {"birth_date": "1970-01-02"}},
+    {"patient": {"name": "山田^次郎"}}, {"patient": {"sex": "F"}},
+    *({"requested_procedures": [one]} for one in (
+        {"description": "頭部CT"}, {"comments": "なし"}, {"reason": None}, {"code": None}, {"transport": "車椅子"},
+        {"referring_physician": "医師^三郎"}, {"filler_order_number": "F1", "filler_order_issuer": "RIS",
+                                           "comments": "x"},
+        *({"steps": [step]} for step in (
+            {"description": "造影CT"}, {"location": "CT室"}, {"station_name": "CT-A"}, {"protocol_codes": []},
+            {"performing_physician": "技師^一"}, {"station_ae_titles": ["CT2"]}, {"modality": "MR"},
+        )),
+    )),
+]  # fmt: skip
+
+
+def test_whatever_a_change_changes_the_etag_of_the_order_is_another(broker):
+    placed = ask(broker, "POST", body=order())
+    etag = placed.headers["ETag"]
+    for change in CHANGES:
+        changed = ask(broker, "PATCH", "/1", change, If_Match=etag)
+        assert changed.status_code == 200, (change, changed.text)
+        assert changed.headers["ETag"] != etag, change
+        stale = ask(broker, "PATCH", "/1", {"priority": "HIGH"}, If_Match=etag)
+        assert (stale.status_code, stale.json()["place"]) == (412, "If-Match"), change
+        etag = changed.headers["ETag"]
+        assert ask(broker, "GET", "/1").headers["ETag"] == etag
+        assert ask(broker, "PATCH", "/1", change, If_Match=etag).headers["ETag"] == etag, change
+    assert ask(broker, "GET", "/1", If_None_Match=etag).status_code == 304
+    assert ask(broker, "GET", "/1", If_None_Match=placed.headers["ETag"]).status_code == 200
+    assert ask(broker, "POST", "/1/hold", If_Match=placed.headers["ETag"]).status_code == 412
+
+
+def test_the_status_document_is_known_by_the_orders_etag_and_not_the_other_way_round(broker):
+    of_order = ask(broker, "POST", body=order()).headers["ETag"]
+    ehr = broker.ehr().http
+    of_status = ehr.get("/api/v1/status/ACC001").headers["ETag"]
+    for etag in (of_order, of_status):
+        same = ehr.get("/api/v1/status/ACC001?wait=0.1", headers={"If-None-Match": etag})
+        assert (same.status_code, same.headers["ETag"]) == (304, of_status)
+    refused = ask(broker, "PATCH", "/1", {"priority": "LOW"}, If_Match=of_status)
+    assert (refused.status_code, refused.json()["place"]) == (412, "If-Match")
+    assert "GET /api/v1/orders/1" in refused.json()["detail"]
+    assert ask(broker, "POST", "/1/hold", If_Match=of_order).status_code == 200
+    for etag in (of_order, of_status):
+        assert ehr.get("/api/v1/status/ACC001?wait=10", headers={"If-None-Match": etag}).status_code == 200
+
+
+@pytest.mark.parametrize("premises", ["postgresql"], indirect=True, scope="session")  # SQLite has one writer
+def test_a_version_that_became_stale_while_its_sender_waited_for_the_lock_changes_nothing(broker, monkeypatch):
+    etag = ask(broker, "POST", body=order()).headers["ETag"]
+    locked = rest_road.finding.locked
+
+    def theirs(session: Session) -> None:
+        session.exec(select(RequestedProcedure)).one().description = "theirs"
+
+    def late(session: Session, order_pk: int) -> ImagingOrder:
+        monkeypatch.setattr(rest_road.finding, "locked", locked)
+        with ThreadPoolExecutor(1) as another_process:
+            another_process.submit(db.run, theirs).result()
+        return locked(session, order_pk)
+
+    monkeypatch.setattr(rest_road.finding, "locked", late)
+    stale = ask(broker, "PATCH", "/1", {"priority": "LOW"}, If_Match=etag)
+    assert (stale.status_code, stale.json()["place"]) == (412, "If-Match")
+
+
+def test_all_that_is_wrong_is_told_in_one_answer(broker):
+    body = with_step(scheduled_start="tomorrow", modality="ct") | {"priority": "SOON"}
+    refused = ask(broker, "POST", body=body).json()
+    fields = [one["field"] for one in refused["errors"]]
+    assert fields[0] == refused["place"]
+    step = "requested_procedures.0.steps.0"
+    assert set(fields) == {"priority", f"{step}.scheduled_start", f"{step}.modality"}
+    assert all("Input" not in one["problem"] for one in refused["errors"])
+    assert "errors" not in ask(broker, "POST", body=order(priority="SOON")).json()
+
+
+def test_a_name_that_a_client_made_up_reaches_neither_log_nor_journal_nor_answer(broker, capfd):
+    """It may be the patient's (invariant 8)."""
+    name = "鈴木花子 0000012345"
+    for method, path in (("POST", ""), ("PATCH", "/1"), ("POST", "/1/hold"), ("POST", "/1/arrive")):
+        for body in ({"patient": {name: "x"}}, {name: "x"}, {"patient": {"name": {name: "\0"}}}, {name: {name: "\0"}}):
+            refused = ask(broker, method, path, body)
+            assert refused.status_code in (404, 422)
+            assert "鈴木" not in refused.text.encode().decode("unicode_escape", "ignore") + refused.text
+    said = capfd.readouterr()
+    for row in broker.rows(Message):
+        assert "鈴木" not in row.error_place + row.error_text + row.type + row.became + row.answer.decode()
+    log = said.out + said.err
+    assert "message.rejected" in log
+    assert "0000012345" not in log
+    assert "鈴木" not in log
+
+
 def test_cancel_hold_release_arrive_and_no_show(broker):
     ask(broker, "POST", body=order())
 
@@ -283,7 +379,7 @@ def test_what_is_long_in_reading_holds_nobody_up(broker):
         raise Unreadable("body", "is no JSON")
 
     raw = http_road.Request("POST", rest_road.ORDERS).raw()
-    received = inbox.Received(raw, "rest", "", broker.settings, "ris", "K1", "digest", "POST order")
+    received = inbox.Received(raw, "rest", "", broker.settings, "ris", "K1", "00" * 32, "POST order")
     reading = threading.Thread(target=inbox.take, args=(received, dataclasses.replace(rest_road.ROAD, read=slowly)))
     reading.start()
     try:

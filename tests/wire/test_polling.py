@@ -192,6 +192,20 @@ def test_what_is_refused_is_in_the_journal_and_holds_nobody_up(poll, ris):
     assert replay.replay(found.key, poll.settings, actor="meyer")["outcome"] == "refused"
 
 
+def test_a_name_that_a_system_made_up_reaches_neither_log_nor_journal(poll, ris, capfd):
+    """It may be the patient's (invariant 8)."""
+    name = "鈴木花子 0000012345"
+    ris.items = [{**body("ACC001"), "patient": {name: "x"}}, {name: "\0"}, {"hl7": 1, name: 1}]
+    poll.add(ris.url)
+    poll.work()
+    assert [message.state for message in rows(Message)] == ["REJECTED"] * 3
+    for message in rows(Message):
+        assert "鈴木" not in message.error_place + message.error_text + message.type + message.answer.decode()
+    said = capfd.readouterr()
+    assert "message.rejected" in said.out + said.err
+    assert "0000012345" not in said.out + said.err + intake().last_error
+
+
 def test_an_item_says_how_an_order_is_now(poll, ris):
     """A later one changes it, also back to what it was; one with the control CA cancels it."""
 

@@ -1,15 +1,14 @@
 """The parts of R4 resources that are read: strict in these, lenient in all others (profiles such as JP Core are taken,
 never demanded)."""
 
-import re
 from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from broker.errors import InvalidValue, Unreadable
-from broker.ris_bridge import http_road
+from broker.errors import Unreadable
+from broker.ris_bridge import http_road, json_faults
 
 M = TypeVar("M", bound="Element")
 T = TypeVar("T")
@@ -20,10 +19,18 @@ DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in eve
 DATE = rf"{DAY}|[0-9]{{4}}(-[0-9]{{2}})?"
 TIME = rf"{DAY}T[0-9]{{2}}:[0-9]{{2}}(:[0-9]{{2}}(\.[0-9]+)?)?(Z|[+-][0-9]{{2}}:[0-9]{{2}})?|{DATE}"
 
+URI, ONE_DATE, ONE_TIME = r"^[^\s\x00-\x1f\x7f]+$", f"^({DATE})$", f"^({TIME})$"
+PATTERNS = {
+    TEXT: "must hold no control character but tabs and line ends",
+    URI: "must be a URI, without blanks and control characters",
+    ONE_DATE: "must be written as YYYY, YYYY-MM or YYYY-MM-DD",
+    ONE_TIME: "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date",
+}
+
 Text = Annotated[str, Field(min_length=1, max_length=16_384, pattern=TEXT)]
-Uri = Annotated[str, Field(min_length=1, max_length=1_024, pattern=r"^[^\s\x00-\x1f\x7f]+$")]
-Date = Annotated[str, Field(pattern=f"^({DATE})$")]
-Time = Annotated[str, Field(pattern=f"^({TIME})$")]
+Uri = Annotated[str, Field(min_length=1, max_length=1_024, pattern=URI)]
+Date = Annotated[str, Field(pattern=ONE_DATE)]
+Time = Annotated[str, Field(pattern=ONE_TIME)]
 Items = Annotated[list[T], Field(max_length=ITEMS_MAX)]
 
 
@@ -206,13 +213,17 @@ def json_of(text: str) -> dict[str, Any]:
 
 
 def read(kind: type[M], found: dict[str, Any], path: str) -> M:
-    """Raises InvalidValue naming the first element that is wrong; never its value."""
+    """Raises InvalidValue naming the elements that are wrong; never their values."""
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = re.sub(r"\.(\d+)", r"[\1]", ".".join(map(str, (path, *first["loc"]))))
-        raise InvalidValue(where, first["msg"]) from None
+        said = error.errors(include_url=False, include_input=False)
+        raise json_faults.refusal(said, PATTERNS, lambda where: path_of(path, where)) from None
+
+
+def path_of(path: str, where: json_faults.Where) -> str:
+    """FHIRPath of an element below path."""
+    return path + "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in json_faults.plain(where))
 
 
 TYPED = {"PLAC": "placer", "FILL": "filler", "ACSN": "accession"}

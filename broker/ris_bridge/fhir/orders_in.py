@@ -21,7 +21,7 @@ from broker.mwl.commands import (
     ProcedureCommand,
     StepCommand,
 )
-from broker.ris_bridge import http_road, rest_orders
+from broker.ris_bridge import alike, http_road, rest_orders
 from broker.ris_bridge.fhir import elements, values
 from broker.ris_bridge.fhir.elements import Appointment, Contained, Patient, Reference, Resource, ServiceRequest, Task
 from broker.ris_bridge.hl7.patients_in import PERSONAL
@@ -85,6 +85,7 @@ class Reader:
     server: Server
     in_budget: Callable[[], None] = _unbounded
     _persons: dict[int, PersonCommand] = field(default_factory=dict)
+    _own: dict[int, StepCommand] = field(default_factory=dict)
 
     # References
 
@@ -366,18 +367,38 @@ class Reader:
         """With the Tasks and Appointments that each was read from: what they say goes before what the request says."""
         whole = self._of_request(request, item.path)
         based = self._based.get(id(item), [])
-        made = [(_over(whole, self.task(one)), [one]) for one in based if isinstance(one.resource, Task)]
+        made = [(_over(whole, own), items) for own, items in self._tasks(based)]
+        slots: dict[int, StepCommand] = {}  # what the Appointments of each step say
         for slot in based:
             self.in_budget()
             if not isinstance(slot.resource, Appointment):
                 continue
-            own = self.slot(slot)
+            own = self.own(slot)
             n = self._joined(slot.resource, own, made)
             if n is None:
-                made.append((_over(whole, own), [slot]))
-            else:
-                made[n] = (_over(made[n][0], own), [*made[n][1], slot])
+                n = len(made)
+                made.append((whole, []))
+            slots[n] = both(slots[n], own) if n in slots else own
+            made[n] = (_over(made[n][0], slots[n]), [*made[n][1], slot])
         return made or [(whole, [])]
+
+    def _tasks(self, based: Sequence[Item]) -> list[tuple[StepCommand, list[Item]]]:
+        """Those of one SPS ID are one step."""
+        made: dict[object, tuple[StepCommand, list[Item]]] = {}
+        for one in based:
+            if isinstance(one.resource, Task):
+                self.in_budget()
+                own = self.own(one)
+                key = own.sps_id or id(one)
+                known, items = made.get(key, (own, []))
+                made[key] = (both(known, own) if items else own, [*items, one])
+        return list(made.values())
+
+    def own(self, item: Item) -> StepCommand:
+        """What a Task or an Appointment says itself; read once."""
+        if id(item) not in self._own:
+            self._own[id(item)] = self.task(item) if isinstance(item.resource, Task) else self.slot(item)
+        return self._own[id(item)]
 
     def _joined(
         self, appointment: Appointment, own: StepCommand, made: Sequence[tuple[StepCommand, list[Item]]]
@@ -387,7 +408,7 @@ class Reader:
         for n, (known, items) in enumerate(made):
             if any(one in items for one in named if one) or (own.sps_id and known.sps_id == own.sps_id):
                 return n
-        free = [n for n, (_, items) in enumerate(made) if len(items) == 1 and isinstance(items[0].resource, Task)]
+        free = [n for n, (_, items) in enumerate(made) if all(isinstance(one.resource, Task) for one in items)]
         return free[0] if len(free) == 1 and not own.sps_id else None
 
     def _of_request(self, request: ServiceRequest, path: str) -> StepCommand:
@@ -541,6 +562,10 @@ def _qualifiers(entity: list[dict[str, str]] | None) -> dict[str, Any]:
 
 def based_on(resource: Task | Appointment) -> list[Reference]:
     return [*resource.basedOn, *([resource.focus] if isinstance(resource, Task) and resource.focus else [])]
+
+
+def both(known: StepCommand, own: StepCommand) -> StepCommand:
+    return replace(alike.both(known, own), sps_id=known.sps_id or own.sps_id)
 
 
 def _over(below: StepCommand, said: StepCommand) -> StepCommand:

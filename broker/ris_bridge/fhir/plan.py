@@ -24,7 +24,7 @@ from broker.mwl.commands import (
 from broker.ris_bridge import alike, http_road
 from broker.ris_bridge.fhir import values
 from broker.ris_bridge.fhir.elements import Appointment, Patient, Reference, ServiceRequest, Task
-from broker.ris_bridge.fhir.orders_in import PROCEDURE_ID, STEP_ID, Item, Procedure, Reader, based_on
+from broker.ris_bridge.fhir.orders_in import PROCEDURE_ID, STEP_ID, Item, Procedure, Reader, based_on, both
 
 # ServiceRequest.status -> order controls: of one that is new, and of one that is known.
 NEW: dict[str, tuple[Control, ...]] = {
@@ -66,6 +66,7 @@ def plan(reader: Reader) -> Plan:
 
     Raises what the OperationOutcome says."""
     made = Plan()
+    heard = Heard(reader)
     answers: dict[int, Answered] = {}
     updates = _updates(reader, answers)
     requests = list(_requests(reader, made, answers))
@@ -76,8 +77,12 @@ def plan(reader: Reader) -> Plan:
         reader.in_budget()
         at = where[id(one.procedure)]
         answers[id(one.item)] = Answered("ServiceRequest", command=at, procedure=one.procedure, key=one.key)
+        order = orders[at - len(updates)]
+        whose = _accession(order) if order.accession_number else at
         for step, items in zip_longest(one.procedure.steps, one.items):
             for item in items or ():
+                if step:
+                    heard.add(item, whose, one.procedure, step.sps_id or id(step))
                 answers[id(item)] = Answered(type(item.resource).__name__, (), at, one.procedure, step, one.key)
         made.commands += one.after
     for kind in (Task, Appointment):
@@ -85,11 +90,42 @@ def plan(reader: Reader) -> Plan:
             if id(item) not in answers:
                 reader.in_budget()
                 at = len(made.commands)
-                procedure, commands = _of_known(reader, item)
-                made.commands += commands
-                answers[id(item)] = Answered(kind.__name__, (), at, procedure, procedure.steps[0])
+                order, *further = _of_known(reader, item)
+                (procedure,), (step,) = order.procedures, order.procedures[0].steps
+                number = step.sps_id or (step.appointment_number, step.appointment_issuer)
+                heard.add(item, _accession(order), procedure, number)
+                made.commands += [order, *further]
+                answers[id(item)] = Answered(kind.__name__, (), at, procedure, step)
     made.answers = [replace(answers[id(item)], path=item.path, url_key=item.key) for item in reader.items]
     return made
+
+
+class Heard:
+    """What the Tasks, and what the Appointments, say of each step: two of one kind may not contradict each other."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._said: dict[tuple[object, ...], tuple[StepCommand, str]] = {}
+
+    def add(self, item: Item, whose: object, procedure: ProcedureCommand, step: object) -> None:
+        """whose: which order. step: which of its procedure. Raises InvalidValue at an element of the second."""
+        assert isinstance(item.resource, Task | Appointment)
+        numbers = procedure.requested_procedure_id or procedure.study_instance_uid or id(procedure)
+        key = type(item.resource), whose, numbers, step
+        own, end = self._reader.own(item), ENDS.get(item.resource.status, "")
+        known, before = self._said.get(key, (own, end))
+        are_two = known.sps_id and own.sps_id and known.sps_id != own.sps_id
+        if are_two or end != before or alike.contradict(known, own, in_station=False):
+            raise _contradiction(item)
+        self._said[key] = both(known, own), end
+
+
+def _contradiction(item: Item) -> InvalidValue:
+    name = "identifier" if item.resource.identifier or isinstance(item.resource, ServiceRequest) else "basedOn"
+    return InvalidValue(
+        f"{item.path}.{name}", "another resource of this request says something else of the same procedure or step:"
+        " give each an ID of its own", err="102",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -295,12 +331,12 @@ def _orders(requests: Sequence[Ordered], site: Site) -> list[OrderCommand]:
             key = _accession(one.order) if one.order.accession_number else (
                 next(iter(shared)) if len(shared) == 1 else one.group or key)  # fmt: skip
         made[key] = _with(made[key], one.order) if key in made else one.order
+    came = {id(one.procedure): one for one in requests}
     for order in made.values():
-        if len(order.procedures) > 1 and alike.contradiction(order.procedures):
-            raise InvalidValue(
-                f"{order.place}.identifier", "another request of its order says something else of the same procedure or"
-                " step: give each an ID of its own",
-            )  # fmt: skip
+        if found := alike.contradiction(order.procedures):
+            at, step = found
+            one = came[id(order.procedures[at])]
+            raise _contradiction(one.item if step is None else next(iter(one.items[step]), one.item))
     return list(made.values())
 
 
@@ -338,11 +374,11 @@ def _refuse_missing(order: OrderCommand, site: Site) -> None:
             raise MissingField(f"{order.place}.identifier", f"{what} is required here")
 
 
-def _of_known(reader: Reader, item: Item) -> tuple[ProcedureCommand, list[Command]]:
+def _of_known(reader: Reader, item: Item) -> tuple[OrderCommand, *tuple[Command, ...]]:
     """A Task or Appointment of an order that came before: a new time, an end, an arrival."""
     resource, path = item.resource, item.path
     assert isinstance(resource, Task | Appointment)
-    own = reader.task(item) if isinstance(resource, Task) else reader.slot(item)
+    own = reader.own(item)
     references = based_on(resource) if isinstance(resource, Task) else resource.basedOn
     named = {one.key: one for one in (_named(reader, said, path) for said in references) if one}
     if not named:
@@ -362,11 +398,10 @@ def _of_known(reader: Reader, item: Item) -> tuple[ProcedureCommand, list[Comman
     if resource.status not in (*PLANNED, *HERE, *ENDS):
         raise InvalidValue(f"{path}.status", "is for the broker to say, which sees the exam", err="103")
     order = known.order.command(control, procedures=(procedure,), place=path)
-    commands: list[Command] = [order]
-    if resource.status in HERE:
-        note = replace(order, control="note")
-        commands.append(VisitCommand("arrive", known.order.person, order=note, cause="FHIR", place=path))
-    return procedure, commands
+    if resource.status not in HERE:
+        return (order,)
+    note = replace(order, control="note")
+    return order, VisitCommand("arrive", known.order.person, order=note, cause="FHIR", place=path)
 
 
 def _named(reader: Reader, said: Reference, path: str) -> Procedure | None:

@@ -71,16 +71,21 @@ def etag(resource: Resource) -> str:
     return f'W/"{resource["meta"]["versionId"]}"'
 
 
-def outcome(status_code: int, words: str, place: str = "", err: str = "") -> Resource:
-    """Why something is refused. place: FHIRPath."""
+def outcome(
+    status_code: int, words: str, place: str = "", err: str = "", also: Sequence[tuple[str, str]] = ()
+) -> Resource:
+    """Why something is refused. place: FHIRPath. also: place and words of what else is wrong."""
     code = DETAILS.get(err, ISSUES.get(status_code, "exception")) if status_code == 422 else None
-    issue = {
-        "severity": "error",
-        "code": code or ISSUES.get(status_code, "exception"),
-        "diagnostics": words,
-        **({"expression": [place]} if place else {}),
-    }
-    return {"resourceType": "OperationOutcome", "issue": [issue]}
+    issues = [
+        {
+            "severity": "error",
+            "code": code or ISSUES.get(status_code, "exception"),
+            "diagnostics": said,
+            **({"expression": [where]} if where else {}),
+        }
+        for where, said in ((place, words), *also)
+    ]
+    return {"resourceType": "OperationOutcome", "issue": issues}
 
 
 # Reads
@@ -224,11 +229,8 @@ class Names:
         scheme, value = code["CodingSchemeDesignator"], code["CodeValue"]
         for context in code.get("ProtocolContextSequence", [])[:1]:  # JJ1017: its other half
             value += context["ConceptCodeSequence"][0]["CodeValue"]
-        made = {"code": value, "display": code["CodeMeaning"]}
-        if scheme == "99LOCAL":
-            return made
         uri = self._uris.get(scheme) or self._schemes.get(scheme) or values.SCHEME + quote(scheme)
-        return {"system": uri, **made}
+        return {"system": uri, "code": value, "display": code["CodeMeaning"]}
 
 
 def human_names(name: str) -> list[Resource]:

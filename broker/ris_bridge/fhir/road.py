@@ -3,7 +3,7 @@
 import datetime as dt
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 from broker.model.patients import Patient
 from broker.mwl import identity
+from broker.mwl import order_finding as finding
 from broker.mwl.commands import Identifier, ProcedureCommand, StepCommand
 from broker.ris_bridge import http_road
 from broker.ris_bridge.budget import budget
@@ -34,6 +35,12 @@ CHANGE = "change it by PUT"
 PATH = re.compile(BASE + r"(?:/(ServiceRequest)(?:/([A-Za-z0-9.-]{1,64}))?)?")
 URL = re.compile(r"([A-Za-z]+)(?:/([A-Za-z0-9.-]{1,64}))?(?:\?(.*))?")
 NUMBERS = ("requested_procedure_id", "study_instance_uid", "placer_number", "filler_number")
+# Where a service says that something is wrong -> the element, the first whose resource came. Empty: none of them.
+_numbers, _person = ("ServiceRequest.identifier",), ("ServiceRequest.subject", "Patient.identifier")
+ELEMENTS: Mapping[str, tuple[str, ...]] = {
+    "accession number": _numbers, "requested procedure id": _numbers, "study instance uid": _numbers, "order": _numbers,
+    "patient": _person, "patient.id": _person, "body": ("",), "message": ("",),
+}  # fmt: skip
 
 
 def take(request: Request, *, sender: str, peer: str, key: str, settings: Settings) -> Answer:
@@ -53,6 +60,7 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
     names = Names(settings)
     in_budget = budget(settings.limits.fhir_parse_seconds_max)
     found = _found(request.body)
+    items: list[Item] = []
 
     def build() -> Asked:
         match = PATH.fullmatch(request.path)
@@ -61,7 +69,7 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
         if isinstance(found, BrokerError):
             raise found
         _check_text(found, request.body, in_budget)
-        items = _one(found, request, match[2] or "") if match[1] else _all(found, settings, in_budget)
+        items.extend(_one(found, request, match[2] or "") if match[1] else _all(found, settings, in_budget))
         made = plan(Reader(items, settings.site, names.systems, Known(names, in_budget, before), in_budget))
 
         def tell(session: Session, done: Sequence[Done], cause: Cause) -> bytes:
@@ -75,7 +83,7 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
         return Asked(tuple(made.commands), tell, check)
 
     said = () if isinstance(found, BrokerError) else elements.keys(found)
-    return http_road.read(received, build, said, _refusal, CHANGE)
+    return http_road.read(received, build, said, lambda error: _refusal(error, items), CHANGE)
 
 
 def _found(body: bytes) -> Resource | BrokerError:
@@ -88,13 +96,18 @@ def _found(body: bytes) -> Resource | BrokerError:
 def _check_text(found: Resource, body: bytes, in_budget: Callable[[], None]) -> None:
     in_budget()
     if b"\\u0000" in body and (where := http_road.nul(found, in_budget)) is not None:
-        path = "".join(f"[{name}]" if isinstance(name, int) else f".{name}" for name in where)
-        place = f"{found['resourceType']}{path}"[: http_road.PLACE_CHARACTERS_MAX]
+        place = elements.path_of(_kind_of(found), where)[: http_road.PLACE_CHARACTERS_MAX]
         raise InvalidValue(place, "holds NUL, which is no character of a text")
 
 
+def _kind_of(found: Resource) -> str:
+    """Whatever else stands there may be anything."""
+    kind: str = found["resourceType"]
+    return kind if kind in (*KINDS, "Bundle") else "resourceType"
+
+
 def _one(found: Resource, request: Request, key: str) -> list[Item]:
-    kind = found["resourceType"]
+    kind = _kind_of(found)
     if kind != "ServiceRequest":
         raise InvalidValue(kind, "is no ServiceRequest, which the path says")
     if key and found.get("id") != key:
@@ -217,8 +230,11 @@ def _check(session: Session, key: str, wanted: str, names: Names) -> None:
     """If-Match: the version that its sender has read is still the one."""
     found = resources.find_request(session, key)
     if found is None:
-        raise UnknownKey("ServiceRequest", "no such ServiceRequest")
-    http_road.lock(session, found[0].key)
+        raise UnknownKey("ServiceRequest.id", "no such ServiceRequest")
+    finding.locked(session, found[0].key)
+    session.expire_all()  # what another process committed while we waited counts
+    found = resources.find_request(session, key)
+    assert found is not None, "nothing is deleted"
     now = resources.etag(resources.service_request(session, *found, names)).removeprefix("W/")
     if wanted.strip() != "*" and now not in [one.strip().removeprefix("W/") for one in wanted.split(",")]:
         raise Stale("If-Match")
@@ -275,7 +291,8 @@ class Answers:
             found = (identity.find(self._session, one.value, one.issuer) for one in answered.who)
             person = next(filter(None, found), None)
             if person is None:
-                raise UnknownKey("Patient", "nobody here has its identifiers, and no order came with it")
+                place = f"{answered.path}.identifier"
+                raise UnknownKey(place, "nobody here has its identifiers, and no order came with it")
             return "Patient", str(person.key), person
         procedure = self._procedure(answered)
         if answered.kind == "ServiceRequest":
@@ -297,7 +314,7 @@ class Answers:
             return found[1]
         order_pk = self._done[answered.command].order_pk
         if order_pk is None or answered.procedure is None:
-            raise UnknownKey("ServiceRequest", "has become no order")
+            raise UnknownKey(answered.path, "has become no order")
         if id(answered.procedure) not in self._procedures:
             if order_pk not in self._of_order:
                 self._of_order[order_pk] = OwnProcedures(resources.procedures(self._session, order_pk))
@@ -344,10 +361,24 @@ def _is_step(row: ScheduledStep, wanted: StepCommand) -> bool:
     return bool(wanted.appointment_number) and row.appointment_number == wanted.appointment_number
 
 
-def _refusal(error: BrokerError) -> Reply:
+def _refusal(error: BrokerError, items: Sequence[Item] = ()) -> Reply:
     where, text = http_road.place(error)
     code = http_road.http_status(error)
-    return Reply(code, MEDIA, resources.text(resources.outcome(code, text, where, error.err)), http_road.retry(code))
+    outcome = resources.outcome(code, text, element(where, items), error.err, error.also)
+    return Reply(code, MEDIA, resources.text(outcome), http_road.retry(code))
+
+
+def element(place: str, items: Sequence[Item]) -> str:
+    """Of what a service says: with the entry's path where one entry alone can be meant."""
+    if place not in ELEMENTS:
+        return place
+    paths: dict[str, list[str]] = {}
+    for item in items:
+        paths.setdefault(type(item.resource).__name__, []).append(item.path)
+    named = [one.partition(".") for one in ELEMENTS[place]]
+    kind, dot, name = next((one for one in named if one[0] in paths), named[0])
+    (*_, path), is_one = paths.get(kind, [kind]), len(paths.get(kind, ())) == 1
+    return f"{path if is_one else kind}{dot}{name}"
 
 
 ROAD = Road(read=_read, refuse=lambda _, error: _refusal(error).raw())
