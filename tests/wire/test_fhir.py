@@ -346,6 +346,17 @@ def test_a_name_that_a_client_made_up_reaches_neither_log_nor_journal_nor_answer
     assert "0000012345" not in said.out + said.err
 
 
+@pytest.mark.parametrize("status", ["cancelled", "arrived", "completed"])
+def test_what_is_said_of_a_step_beside_its_request_is_refused_and_not_forgotten(placed, status):
+    request = ask(placed, "GET", "/ServiceRequest/1").json()
+    slot = {**roads.appointment(today(23, 15)), "status": status, "basedOn": [{"reference": "ServiceRequest/1"}]}
+    both = put(request, "ServiceRequest/1")
+    both["entry"] += roads.bundle(slot)["entry"]
+    refused = ask(placed, "POST", body=both)
+    assert (refused.status_code, outcome(refused)[1]) == (422, ["Bundle.entry[1].resource.status"])
+    assert placed.rows(ScheduledStep)[0].status == "SCHEDULED"
+
+
 def test_a_task_of_two_known_requests_is_refused(placed):
     place_another(placed)
     both = {**cancelled("1"), "focus": {"reference": "ServiceRequest/2"}}

@@ -265,6 +265,9 @@ def _known_request(reader: Reader, item: Item, request: ServiceRequest) -> Order
     person = reader.subject(request, item.path)
     steps = reader.steps(item, request)
     reader.check_patient(known.order.person, [one for _, items in steps for one in items])
+    for one in (item for _, items in steps for item in items):
+        if one.resource.status not in PLANNED:  # type: ignore[attr-defined]
+            raise InvalidValue(f"{one.path}.status", "is about the step alone: send it without its request", err="103")
     if not steps[0][1]:
         whole = steps[0][0]
         if len(known.steps) == 1:
