@@ -406,13 +406,13 @@ def test_other_exceptions_are_closed_by_being_acknowledged(exams, order):
 def test_cases_are_listed_by_age_with_their_study_and_without_the_patient(exams, held):
     study = exams.receive("1.2.392.99999.8", **FOREIGN)
     exams.hold(study, level="red")
-    first, following = db.read(cases.listing, "OPEN", 1)
+    first, following = db.read(cases.listing, ("OPEN",), 1)
     assert [one["study_instance_uid"] for one in first] == ["1.2.392.99999.7"]
-    second, none = db.read(cases.listing, "OPEN", 1, following)
+    second, none = db.read(cases.listing, ("OPEN",), 1, following)
     assert [(one["id"], one["level"], one["study_instance_uid"]) for one in second] == [
         (held[1] + 1, "red", "1.2.392.99999.8")
     ]
     assert none is None
     assert "SATO" not in repr(first + second)
-    assert db.read(cases.listing, "RESOLVED") == ([], None)
+    assert db.read(cases.listing, ("RESOLVED",)) == ([], None)
     assert db.read(cases.get, held[1]) == first[0]
