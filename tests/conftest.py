@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, text
 
-from broker import config, db, schema
+from broker import config, db, log, schema
 from tests.databases import Database, PostgresDatabase, SqliteDatabase
 from tests.house import House
 from tests.premises import Premises, make_settings
@@ -21,6 +21,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=40, help="how often the storm kills the broker")
     parser.addoption("--cases", type=int, default=3_000, help="how many studies the safety tests invent")
     parser.addoption("--seed", type=int, default=0, help="of what is left to chance; 0 makes a new one")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _logs() -> None:
+    """As the program writes them: what structlog does by itself shows all values of a failure, and takes its time."""
+    log.configure()
 
 
 @pytest.fixture(scope="session")
