@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from sqlalchemy import create_engine, text
 
 from broker import config, db, log, schema
@@ -25,8 +26,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _logs() -> None:
-    """As the program writes them: what structlog does by itself shows all values of a failure, and takes its time."""
-    log.configure()
+    """In the program's words, where the test looks: what structlog writes by itself shows all values of a failure, and
+    takes its time for it."""
+    structlog.configure(processors=log.PROCESSORS)
 
 
 @pytest.fixture(scope="session")
