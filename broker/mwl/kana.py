@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Literal
 
 VERSION = "2"
+REMEMBERED_CHARACTERS_MAX = 64  # of one text: a name has no more, and a long one must not fill the memory
 PAIRS = dict(
     pair.split(":")
     for pair in (
@@ -57,9 +58,12 @@ def hiragana(text: str) -> str:
     return "".join(chr(ord(c) - 0x60) if "ァ" <= c <= "ヶ" else c for c in katakana(text))
 
 
-@lru_cache(1024)
 def romanise(text: str, *, long_vowels: bool = False) -> str:
     """タロウ -> TARO, with long_vowels TAROU. What is no kana stays."""
+    return (_remembered if len(text) <= REMEMBERED_CHARACTERS_MAX else _romanised)(text, long_vowels)
+
+
+def _romanised(text: str, long_vowels: bool) -> str:
     source = katakana(text)
     out: list[str] = []
     double, at = False, 0
@@ -81,6 +85,9 @@ def romanise(text: str, *, long_vowels: bool = False) -> str:
         out.append(sound)
     joined = "".join(out)
     return joined if long_vowels else _short(joined)
+
+
+_remembered = lru_cache(1024)(_romanised)  # family and given names repeat
 
 
 def _short(text: str) -> str:

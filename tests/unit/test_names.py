@@ -48,3 +48,10 @@ def test_a_name_with_other_kanji_of_the_same_reading_is_not_quite_the_same():
     assert names.grade("YAMADA^TARO=山田^太郎", "YAMADA^TARO=山田^太郎") == "N0"
     assert names.grade("YAMADA^TARO=山田^太郎", "yamada^taro=山田^太郎") == "N1"
     assert names.grade("YAMADA^TARO=山田^太郎", "YAMADA^TARO=山田^太朗") == "N2"
+
+
+def test_a_long_text_is_romanised_and_not_kept_in_memory():
+    kana._remembered.cache_clear()
+    assert kana.romanise("タロウ") == kana.romanise("タロウ") == "TARO"
+    assert kana.romanise("タ" * 1_000) == "TA" * 1_000
+    assert kana._remembered.cache_info()[::3] == (1, 1), "one hit, one text"
