@@ -383,10 +383,9 @@ def test_a_refusal_for_the_content_is_final(broker):
 
 
 def test_a_cancel_that_overtook_its_order_is_taken_when_it_comes_again(broker):
-    ris, cancel = broker.ris(), omi(order(), "CA")
+    ris, placed, cancel = broker.ris(), omi(order()), omi(order(), "CA")
     assert b"|204^" in ris.send(cancel)
-    broker.place(order())
-    assert code_of(ris.send(cancel)) == "AA"
+    assert [code_of(ris.send(raw)) for raw in (placed, cancel)] == ["AA", "AA"]
     assert [row.status for row in broker.rows(ScheduledStep)] == ["CANCELED"]
 
 
@@ -569,12 +568,8 @@ def test_changes_of_one_order_by_eight_connections_are_applied_as_they_came(brok
     """The first is read slowly, and the others are ready long before it."""
     broker.settings.limits.database_wait_seconds_max = 60  # a message's for the one in front of it
     broker.place(order("ACC001"))
-    carry_out, draw, wait, parse = effects.carry_out, TURNS.draw, TURNS.wait, message.parse
-    drawn, ready, applied, release = [], [], [], threading.Event()
-
-    def noted():
-        drawn.append(turn := draw())
-        return turn
+    carry_out, wait, parse = effects.carry_out, TURNS.wait, message.parse
+    ready, applied, release = [], [], threading.Event()
 
     def slow(*args):
         if not ready:
@@ -590,7 +585,6 @@ def test_changes_of_one_order_by_eight_connections_are_applied_as_they_came(brok
         applied.append(command.procedures[0].steps[0].start_time)
         return carry_out(session, command, cause)
 
-    monkeypatch.setattr(TURNS, "draw", noted)
     monkeypatch.setattr(message, "parse", slow)
     monkeypatch.setattr(TURNS, "wait", waiting)
     monkeypatch.setattr(effects, "carry_out", seen)
@@ -599,8 +593,7 @@ def test_changes_of_one_order_by_eight_connections_are_applied_as_they_came(brok
     times = [start + dt.timedelta(minutes=n) for n in range(len(connections))]
     for n, (ris, at) in enumerate(zip(connections, times, strict=True)):
         ris.put(omi(order("ACC001", start=at), "XO", sent=sent + dt.timedelta(seconds=n)))
-        assert eventually(lambda n=n: len(drawn) == n + 1)
-    assert eventually(lambda: len(ready) == len(connections))
+        assert eventually(lambda n=n: len(ready) == n + 1), "the first is read before the second comes"
     assert eventually(lambda: applied, 0.3) == [], "each waits for the one in front of it"
     release.set()
     assert {code_of(ris.receive()) for ris in connections} == {"AA"}
