@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pynetdicom.sop_class import ModalityPerformedProcedureStep
 
 from broker import ids
-from broker.sim.modality import Modality, Refused, _status, _with_meta, evidence
+from broker.sim.modality import Modality, Refused, _status, _with_meta, evidence, held
 from broker.sim.ris import Order, Patient, Ris, code_of, omi
 from tests import commands, world
 
@@ -33,7 +33,8 @@ ORDERS_WAITING_MAX = 12
 READY_SECONDS_MAX = 60
 UPTIME_SECONDS_MAX = 1.6  # from the moment all ports are open to the kill
 BEFORE_READY_SHARE = 0.2  # of the kills: in the start, that is in the recovery
-GIVE_UP_SHARE, WRONG_PATIENT_SHARE, AGAIN_SHARE, CHANGE_SHARE = 0.1, 0.1, 0.2, 0.2
+GIVE_UP_SHARE, AGAIN_SHARE, CHANGE_SHARE = 0.1, 0.2, 0.2
+WRONG_PATIENT_EVERY = 10  # exams: the images of every tenth show another patient, from the third on, whatever the seed
 UNANSWERED = (Refused, OSError, ConnectionError)
 
 
@@ -151,7 +152,7 @@ class Storm:
         while not self._stopping.is_set():
             with self._lock:
                 number = next(self._numbers)
-                exam = Exam(_order(number, chance.choice(SCANNERS)), wrong=chance.random() < WRONG_PATIENT_SHARE)
+                exam = Exam(_order(number, chance.choice(SCANNERS)), wrong=number % WRONG_PATIENT_EVERY == 3)
                 self.exams.append(exam)
             yield exam
 
@@ -207,25 +208,21 @@ def _store_all(scanner: Modality, exam: Exam, images: list[Dataset], chance: ran
             time.sleep(0.05)
             continue
         try:
-            while waiting:
-                assert _status(association.send_c_store(_with_meta(waiting[0], ExplicitVRLittleEndian))) == 0x0000
-                exam.images.update([evidence(waiting[0])])
-                if chance.random() >= AGAIN_SHARE:  # else the same object once more, as impatient devices do
-                    waiting.pop(0)
+            with held(association):
+                while waiting:
+                    assert _status(association.send_c_store(_with_meta(waiting[0], ExplicitVRLittleEndian))) == 0x0000
+                    exam.images.update([evidence(waiting[0])])
+                    if chance.random() >= AGAIN_SHARE:  # else the same object once more, as impatient devices do
+                        waiting.pop(0)
         except UNANSWERED:
             if chance.random() < GIVE_UP_SHARE and waiting[0].SOPInstanceUID not in exam.images and exam.images:
                 exam.given_up.update([evidence(waiting.pop(0))])
-        finally:
-            association.release()
 
 
 def _mpps(scanner: Modality, verb: str, attributes: Dataset, uid: str, fine: set[int]) -> int:
-    association = scanner.associate([(ModalityPerformedProcedureStep, [ExplicitVRLittleEndian])])
-    try:
+    with held(scanner.associate([(ModalityPerformedProcedureStep, [ExplicitVRLittleEndian])])) as association:
         status, _ = getattr(association, verb)(attributes, ModalityPerformedProcedureStep, uid)
         code = _status(status)
-    finally:
-        association.release()
     assert code in fine, f"{verb} {code:04X}"
     return code
 
