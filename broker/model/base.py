@@ -47,5 +47,10 @@ def json_field(factory: Any = dict) -> Any:
     return Field(default_factory=factory, sa_type=JSON, nullable=False)
 
 
+def maybe() -> Any:
+    """A JSON column that may be absent."""
+    return Field(default=None, sa_type=JSON(none_as_null=True), nullable=True)
+
+
 def blob() -> Any:
     return Field(default=b"", sa_type=LargeBinary, nullable=False)

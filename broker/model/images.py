@@ -119,10 +119,10 @@ class Decision(Row, table=True):
 class ReconciliationCase(Row, table=True):
     """Something that waits for a person. kind: `study` (held images), or an exception without images, such as
     `mpps_unscheduled`, `mpps_patient_mismatch`, `late_cancel`, `late_change`, `patient_conflict`,
-    `identifier_conflict`, `incomplete_order`, `worklist_characters`, `commit_failed`. subject: `study:17`,
-    `performed:3`, `order:5`; one open case per kind and subject. level: amber (one person), red (two). instances: keys
-    of the held objects that it is about; a decision reaches no others. candidates: [{order_id, accession_number,
-    sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
+    `identifier_conflict`, `incomplete_order`, `worklist_characters`, `upstream_conflict`, `commit_failed`. subject:
+    `study:17`, `performed:3`, `order:5`; one open case per kind and subject. level: amber (one person), red (two).
+    instances: keys of the held objects that it is about; a decision reaches no others. candidates: [{order_id,
+    accession_number, sps_id, grade, reasons}]. approvals: [{by, action, at}]."""
 
     __tablename__ = "reconciliation_case"
     __table_args__ = (

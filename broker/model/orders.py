@@ -3,7 +3,7 @@
 import datetime as dt
 from typing import Any
 
-from sqlalchemy import Index, UniqueConstraint, text
+from sqlalchemy import Index, UniqueConstraint, text, true
 from sqlmodel import Field
 
 from broker.db import UTCDateTime
@@ -40,6 +40,7 @@ class RequestedProcedure(Row, table=True):
     __tablename__ = "requested_procedure"
     __table_args__ = (
         UniqueConstraint("order_pk", "requested_procedure_id"),
+        Index("ix_requested_procedure_id", "requested_procedure_id"),
         Index(
             "ix_requested_procedure_placer",
             "placer_number",
@@ -69,12 +70,15 @@ class ScheduledStep(Row, table=True):
     status: states.STEP. dataset: every return key, Explicit VR LE and UTF-8, encoded once per change; empty while the
     step lacks a type 1 key (it is then on no worklist and a case is open). version: counts those encodings.
     patient_id, accession_number, modality, start_*: promoted from the dataset because queries filter on them.
+    label: of the worklist that it stands on (0074,1202); a device may be shown those of some labels alone. name_key:
+    the patient's name as names are compared (mwl/texts.py), to find few candidates; empty = not known yet.
     placer_*, filler_*: of the order group that asked for it. appointment_*: of its slot in a schedule."""
 
     __tablename__ = "scheduled_step"
     __table_args__ = (
         UniqueConstraint("requested_procedure_pk", "sps_id"),
-        Index("ix_scheduled_step_worklist", "status", "start_date", "modality"),
+        Index("ix_scheduled_step_worklist", "status", "offerable", "start_date", "modality"),
+        Index("ix_scheduled_step_status", "status", "status_at"),
         Index("ix_scheduled_step_placer", "placer_number", "placer_issuer"),
         Index("ix_scheduled_step_filler", "filler_number", "filler_issuer"),
         Index("ix_scheduled_step_appointment", "appointment_number", "appointment_issuer"),
@@ -91,6 +95,8 @@ class ScheduledStep(Row, table=True):
     description: str = ""
     offerable: bool = True
     status_at: dt.datetime | None = moment()
+    label: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    name_key: str = Field(default="", sa_column_kwargs={"server_default": ""})
     version: int = 0
     placer_number: str = ""
     placer_issuer: str = ""
@@ -104,12 +110,18 @@ class ScheduledStep(Row, table=True):
 
 
 class ScheduledStation(Row, table=True):
-    """Scheduled Station AE Title has VM 1-n (PS3.3 C.4.10): a child row each."""
+    """Scheduled Station AE Title has VM 1-n (PS3.3 C.4.10): a child row each. start_date, is_open: of the step, which
+    has neither ended nor is it on hold; here, so that a station's list of a day is found by one index."""
 
     __tablename__ = "scheduled_station"
-    __table_args__ = (UniqueConstraint("step_pk", "ae_title"),)
-    step_pk: int = link("scheduled_step.pk")
-    ae_title: str = Field(index=True)
+    __table_args__ = (
+        UniqueConstraint("step_pk", "ae_title"),
+        Index("ix_scheduled_station_list", "ae_title", "is_open", "start_date"),
+    )
+    step_pk: int = link("scheduled_step.pk", index=False)
+    ae_title: str
+    start_date: str = Field(default="", sa_column_kwargs={"server_default": ""})
+    is_open: bool = Field(default=True, sa_column_kwargs={"server_default": true()})
 
 
 class StepVersion(Row, table=True):

@@ -6,7 +6,7 @@ from sqlalchemy import UniqueConstraint
 from sqlmodel import Field
 
 from broker.db import UTCDateTime
-from broker.model.base import Row, json_field, moment
+from broker.model.base import Row, json_field, maybe, moment
 
 DEFAULT_RIGHTS = ["worklist", "mpps", "store", "commitment"]
 
@@ -15,7 +15,9 @@ class Node(Row, table=True):
     """A remote application entity. host: checked against the source address unless any_address. device: AE titles with
     the same device are one machine. rights: worklist, mpps, store, commitment, query, retrieve. character_set: what it
     is answered in (conformance.md 1.6), empty = the site's. kind: `modality`; `mobile`, which sends when it is docked
-    again; `qa`; `import`. station_names: values of (0008,1010) by which objects name the machine."""
+    again; `qa`; `import`. station_names: values of (0008,1010) by which objects name the machine.
+
+    From `profile` on, what it is shown of the worklist and how (dicom/habits.py); None: as its profile has it."""
 
     __tablename__ = "node"
     ae_title: str = Field(unique=True)
@@ -31,6 +33,23 @@ class Node(Row, table=True):
     mpps_strict: bool | None = Field(default=None)
     accession_issuer: str = ""
     patient_id_issuer: str = ""
+    profile: str = ""
+    aliases: list[str] = json_field(list)
+    groups: list[str] = json_field(list)
+    sees: list[str] | None = maybe()
+    labels: list[str] | None = maybe()
+    hide: list[str] | None = maybe()
+    started_hours: float | None = Field(default=None)
+    finished_hours: float | None = Field(default=None)
+    matches_max: int | None = Field(default=None)
+    days_before: int | None = Field(default=None)
+    days_after: int | None = Field(default=None)
+    character_sets_also: list[str] | None = maybe()
+    lengths: dict[str, int] | None = maybe()
+    requires: list[str] | None = maybe()
+    quirks: list[str] | None = maybe()
+    expire_days: float | None = Field(default=None)
+    idle_days: float | None = Field(default=None)
 
 
 class UnknownPeer(Row, table=True):
@@ -48,7 +67,8 @@ class UnknownPeer(Row, table=True):
 
 class Sender(Row, table=True):
     """An HL7 sender. address: source address, empty = any. tls_subject: common name of its client certificate, empty =
-    any or none. messages: allowed types (`ORM`, `ADT^A40`), empty = all. character_set: used in place of MSH-18,
+    any or none. messages: allowed types (`ORM`, `ADT^A40`), empty = all. label: of the worklist on which its orders
+    stand. character_set: used in place of MSH-18,
     empty = MSH-18. mapping: the profile that reads its messages, empty = by message type. on_trouble: what it gets
     where we cannot take a message, `close` or `AE`; empty = the setting. order_responses: ORR, ORI and ORG in place of
     a plain ACK."""
@@ -64,6 +84,7 @@ class Sender(Row, table=True):
     mapping: str = ""
     on_trouble: str = ""
     order_responses: bool = False
+    label: str = Field(default="", sa_column_kwargs={"server_default": ""})
 
 
 class Intake(Row, table=True):
