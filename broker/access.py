@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine, func
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Session, col, select
 
 from broker import audit, clock, db, log
+from broker.dicom import habits
 from broker.dicom.service import NodeInfo
 from broker.errors import DatabaseAway
 from broker.model.site import Node, UnknownPeer
@@ -29,6 +30,7 @@ class Table:
     """The nodes as they were read. good_until: monotonic. stale: the last look failed."""
 
     nodes: Mapping[str, NodeInfo]
+    directory: habits.Directory
     engine: Engine
     good_until: float
     stale: bool = False
@@ -42,12 +44,30 @@ _lock = threading.Lock()
 
 
 def find_node(ae_title: str) -> NodeInfo | None:
-    """While the database is away the last known nodes count: a device that came yesterday may come today
-    (durability.md 1.7). Raises DatabaseAway where none were ever read."""
+    """Whoever calls by this title. An alias is a name in orders, not who somebody is: it may not call.
+
+    While the database is away the last known nodes count: a device that came yesterday may come today (durability.md
+    1.7). Raises DatabaseAway where none were ever read."""
+    return _known().nodes.get(ae_title)
+
+
+def directory() -> habits.Directory:
+    """What the site's AE titles stand for, as old as the nodes are. Raises DatabaseAway as find_node does."""
+    return _known().directory
+
+
+def learn() -> None:
+    """Know the nodes, should the database go before the first device comes. Who comes first asks for them again: they
+    may have been added in between."""
+    global _table
+    _table = replace(_known(), good_until=0.0)
+
+
+def _known() -> Table:
     table = _table
     if table is None or table.engine is not db.engine() or time.monotonic() >= table.good_until:
         table = _look(table)
-    return table.nodes.get(ae_title)
+    return table
 
 
 def _look(before: Table | None) -> Table:
@@ -62,8 +82,13 @@ def _look(before: Table | None) -> Table:
         nodes, stale = known.nodes, True
         if not known.stale:
             log.get().error("nodes.stale", kind=type(error).__name__, nodes=len(nodes))
-    _table = Table(nodes, engine, time.monotonic() + CACHE_SECONDS, stale)
+    titles = known.directory if known and nodes == known.nodes else _directory(nodes)
+    _table = Table(nodes, titles, engine, time.monotonic() + CACHE_SECONDS, stale)
     return _table
+
+
+def _directory(nodes: Mapping[str, NodeInfo]) -> habits.Directory:
+    return habits.directory({title: node.habits for title, node in nodes.items()})
 
 
 def _nodes(session: Session) -> Mapping[str, NodeInfo]:
@@ -77,6 +102,8 @@ def _nodes(session: Session) -> Mapping[str, NodeInfo]:
             rights=frozenset(row.rights),
             character_set=row.character_set,
             mpps_strict=row.mpps_strict,
+            modality=row.modality,
+            habits=habits.of(row),
         )
         for row in session.exec(select(Node)).all()
     }

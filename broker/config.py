@@ -4,7 +4,7 @@ Order: command line > environment (`BROKER_`, `__` nests, `*_FILE` reads a secre
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from broker import ids
 from broker.errors import ConfigError
 
 PREFIX = "BROKER_"
@@ -35,8 +36,8 @@ class Site(Section):
     name: str = "ris-broker"
     timezone: str = "Asia/Tokyo"
     language: Literal["ja", "en"] = "ja"
-    patient_id_issuer: str = ""
-    accession_issuer: str = ""
+    patient_id_issuer: str = Field(default="", max_length=64, pattern=ids.PLAIN)
+    accession_issuer: str = Field(default="", max_length=64, pattern=ids.PLAIN)
     uid_root: str = "2.25"
     phonetic_form: Literal["katakana", "hiragana"] = "katakana"
     romanisation: Literal["TARO", "TAROU"] = "TARO"
@@ -82,6 +83,35 @@ class Hl7(Section):
     character_set: str = "ISO-2022-JP"
     on_trouble: Literal["close", "AE"] = "close"  # what a sender gets whose message cannot be taken now
     link_patients: bool = False  # take A24 and A37 for what they say of each patient; they join and part nobody
+
+
+StepState = Literal[
+    "SCHEDULED", "ARRIVED", "READY", "STARTED", "COMPLETED", "DISCONTINUED", "CANCELED", "NO_SHOW", "EXPIRED", "ON_HOLD"
+]
+NOT_WAITING: tuple[StepState, ...] = get_args(StepState)[3:]
+
+
+HOURS_MAX, DAYS_MAX = 24 * 366.0, 3_660  # that a site or a node may say: what is meant as "never" is still a time
+
+
+class Worklist(Section):
+    """hide, hide_rest: statuses that no device, and no list over REST, is shown; a node may have a list of its own.
+    What has started or finished and is not hidden stays for the hours after it did."""
+
+    hide: list[StepState] = list(NOT_WAITING)
+    hide_rest: list[StepState] = list(NOT_WAITING)
+    started_hours: float = Field(default=24, ge=0, le=HOURS_MAX)
+    finished_hours: float = Field(default=24, ge=0, le=HOURS_MAX)
+    fuzzy_names: bool = False  # fuzzy matching of names, where a device negotiates it
+    timezone_adjustment: bool = True  # keys in the query's own zone, where a device negotiates it
+    # After the later of start and last message; 0 is not: a list must end.
+    expire_days: float = Field(default=7, gt=0, le=DAYS_MAX)
+    idle_days: float = Field(default=2, gt=0, le=DAYS_MAX)  # the same for who arrived and was not begun with
+    queries_days: float = Field(default=30, gt=0, le=DAYS_MAX)  # that queries and what they showed are kept
+    snapshot_seconds: float = Field(
+        default=60, gt=0
+    )  # between two of the snapshot that serves while the database is away
+    snapshot_hours_max: float = Field(default=12, ge=0, le=HOURS_MAX)  # its age; over it, or with 0, a query gets A700
 
 
 class Mpps(Section):
@@ -148,9 +178,10 @@ class Limits(Section):
     header_facts_bytes_max: int = 64 * 1024  # of all that the gate looks at, in one object
     header_seconds_max: float = 5  # of processor time
     worklist_matches_max: int = 500
+    worklist_looked_at_max: int = 20_000  # items one by one, for keys that no index has; over it A700: refine the query
     case_candidates_max: int = 50  # open orders of the patients that a held study names
     mpps_elements_max: int = 200_000  # a performed step lists every image of the exam, three elements each
-    offer_queue_max: int = 10_000  # answers waiting to be recorded; over it the query waits for the record
+    offer_queue_max: int = 10_000  # queries waiting to be recorded; over it the oldest are given up
     mllp_connections_max: int = 64
     mllp_connections_per_address_max: int = 16
     mllp_frame_bytes_max: int = 16 * 1024**2
@@ -196,6 +227,15 @@ class Limits(Section):
     poll_seconds_max: float = 10  # one question and its answer
     poll_retry_seconds_max: float = 900  # between two questions to a system that fails
     poll_retry_after_seconds_max: float = 3600  # where it says itself when to come again
+    upstream_matches_max: int = 2_000  # answers of one worklist provider to one question
+    upstream_bytes_max: int = 16 * 1024**2  # of all of them
+    upstream_elements_max: int = 2_000  # in one of them
+    upstream_unreadable_max: int = 20  # of one answer, that the journal keeps
+    upstream_seconds_max: float = 15  # one question with all its answers
+    upstream_parallel_max: int = 8  # providers that are asked at once
+    upstream_failures_max: int = 3  # in a row; then it is asked less and less often
+    upstream_retry_seconds_max: float = 900  # between two questions to a provider that fails
+    upstream_keep_seconds: float = 7 * 24 * 3600  # what was listed, after it was listed last
     staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
     staging_free_soft_percent: float = 15
     staging_probe_seconds: float = 10  # a volume that failed is tried again no more often
@@ -207,6 +247,7 @@ class Limits(Section):
     database_job_seconds_max: float = 300  # both, where no peer waits: jobs, recovery; migrations have no limit
     database_connect_seconds_max: float = 2  # whole seconds, at least 2
     database_pool_connections: int = 40
+    database_worklist_connections: int = 4  # beside them, for worklist queries alone
     lease_seconds: float = 60
     job_seconds_between: float = 2
     decide_batch_studies_max: int = 20
@@ -232,6 +273,7 @@ class Settings(BaseSettings):
     hl7: Hl7 = Hl7()
     http: Http = Http()
     fhir: Fhir = Fhir()
+    worklist: Worklist = Worklist()
     mpps: Mpps = Mpps()
     reconcile: Reconcile = Reconcile()
     limits: Limits = Limits()

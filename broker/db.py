@@ -15,7 +15,7 @@ import random
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -48,6 +48,8 @@ T = TypeVar("T")
 REPLAYS_MAX = 8
 UNIQUE_REPLAYS_MAX = 3  # a race for the same new row is won by the second look; a third loss is a real conflict
 
+LOOK_TURN_SECONDS = 1.0  # for a connection of `look`
+GONE = ("57P01", "57P02", "57P03")  # the server stops, has crashed, is starting
 HUNG_SECONDS = 1.0  # beyond its time: a server that lives has cut the statement itself by then
 
 _unhurried: ContextVar[bool] = ContextVar("unhurried", default=False)
@@ -65,6 +67,7 @@ class Patience:
 
 
 _engine: Engine | None = None
+_look_engine: Engine | None = None
 _patience = Patience()
 _writing = threading.Lock()  # SQLite has one writer anyway; a queue in the process is fairer than its busy timeout
 _finishers: list[Callable[[Session], None]] = []
@@ -97,14 +100,18 @@ def open_engine(
     statement_seconds: float = Patience.statement,
     job_seconds: float = Patience.job,
     connect_seconds: float = Patience.connect,
+    look_pool: int = 4,
 ) -> Engine:
-    global _engine, _patience
+    """look_pool: connections for `look` alone."""
+    global _engine, _look_engine, _patience
     _patience = Patience(wait_seconds, statement_seconds, job_seconds, connect_seconds)
-    _engine = _make_sqlite(url, pool) if url.startswith("sqlite") else _make_postgres(url, pool)
+    make = _make_sqlite if url.startswith("sqlite") else _make_postgres
+    _engine = make(url, pool)
+    _look_engine = make(url, look_pool, for_looks=True)
     return _engine
 
 
-def _make_sqlite(url: str, pool: int) -> Engine:
+def _make_sqlite(url: str, pool: int, *, for_looks: bool = False) -> Engine:
     """WAL, FULL (an answer must survive a power cut), BEGIN IMMEDIATE for writers."""
     Path(url.removeprefix("sqlite:///")).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     engine = create_engine(
@@ -112,7 +119,7 @@ def _make_sqlite(url: str, pool: int) -> Engine:
         connect_args={"timeout": _patience.wait, "check_same_thread": False},
         pool_size=pool,
         max_overflow=0,
-        pool_timeout=_patience.wait / 2,  # the other half is for what it is wanted for
+        pool_timeout=LOOK_TURN_SECONDS if for_looks else _patience.wait / 2,  # the other half is for the work
         hide_parameters=True,  # error texts would carry patient data
     )
     event.listen(engine, "connect", _sqlite_connect)
@@ -138,7 +145,7 @@ def _sqlite_begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE")
 
 
-def _make_postgres(url: str, pool: int) -> Engine:
+def _make_postgres(url: str, pool: int, *, for_looks: bool = False) -> Engine:
     """A lock is waited for less long than a statement may take: so it is the lock that is told, and tried again."""
     settings = {
         "lock_timeout": _milliseconds(_patience.statement * 0.75),
@@ -151,8 +158,9 @@ def _make_postgres(url: str, pool: int) -> Engine:
         url,
         pool_size=pool,
         max_overflow=0,
-        pool_timeout=_patience.wait / 2,  # the other half is for what it is wanted for
-        pool_pre_ping=True,
+        pool_timeout=LOOK_TURN_SECONDS if for_looks else _patience.wait / 2,  # the other half is for the work
+        pool_pre_ping=not for_looks,  # one more question, of which a server that hangs makes a long wait
+        isolation_level="AUTOCOMMIT" if for_looks else None,
         hide_parameters=True,
         connect_args={
             "options": " ".join(f"-c {name}={value}" for name, value in settings.items()),
@@ -203,10 +211,11 @@ def _milliseconds(seconds: float) -> int:
 
 
 def close_engine() -> None:
-    global _engine
-    if _engine is not None:
-        _engine.dispose()
-    _engine = None
+    global _engine, _look_engine
+    for one in (_engine, _look_engine):
+        if one is not None:
+            one.dispose()
+    _engine = _look_engine = None
 
 
 def engine() -> Engine:
@@ -285,13 +294,49 @@ def _turn() -> Iterator[None]:
 
 def read(fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
     """Run fn(session, …) on one snapshot that is never written."""
+    return read_from(engine(), fn, *args, **kwargs)
+
+
+def read_from(source: Engine, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """As `read`, from another engine than the open one."""
     options: dict[str, Any] = {"read_only": True}
-    if not is_sqlite():
+    if source.dialect.name != "sqlite":
         options |= {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    bound = engine().execution_options(**options)
+    bound = source.execution_options(**options)
     with _time(), Session(bound, expire_on_commit=False) as session, session.begin():
         session.info[CONNECTION] = session.connection()
         return fn(session, *args, **kwargs)
+
+
+def look(statement: Prepared, values: Mapping[str, Any], *, on: Engine | None = None) -> Sequence[Any]:
+    """One statement that reads, which needs no transaction to see one state: for what is asked most.
+
+    on: another engine than the open one."""
+    with _time():
+        source = on or _looking()
+        try:
+            with source.connect() as connection:
+                return statement.on(connection, values)
+        except DBAPIError as error:
+            if not error.connection_invalidated or _left() < LOOK_TURN_SECONDS:
+                raise
+            source.dispose()  # the server was started anew: all of these connections are lost
+            with source.connect() as connection:
+                return statement.on(connection, values)
+
+
+def _looking() -> Engine:
+    """Connections of their own, so that no other work keeps a device from its worklist; no transaction is begun."""
+    if _look_engine is None:
+        raise RuntimeError("no database is open")
+    return _look_engine
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether it is the connection that is at fault, not a statement that took too long."""
+    return isinstance(error, DBAPIError) and (
+        error.connection_invalidated or _sqlstate(error) in ("", *GONE) or _sqlstate(error).startswith("08")
+    )
 
 
 class Lookout(Generic[T]):

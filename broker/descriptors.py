@@ -38,5 +38,5 @@ def _needed(limits: Limits) -> int:
         OTHERS
         + limits.dicom_connections_max * PER_ASSOCIATION
         + limits.mllp_connections_max
-        + limits.database_pool_connections * PER_DATABASE_CONNECTION
+        + (limits.database_pool_connections + limits.database_worklist_connections) * PER_DATABASE_CONNECTION
     )

@@ -8,6 +8,8 @@ import uuid
 
 UID_PATTERN = re.compile(r"(0|[1-9][0-9]*)(\.(0|[1-9][0-9]*))*")
 
+# A text of one value: a backslash would make two of it (PS3.5 6.2).
+PLAIN = r"^[^\\\x00-\x1f\x7f]*$"
 # PS3.5 6.2: an AE is at most 16 characters of the default repertoire without backslash; outer spaces do not count.
 AE_TITLE = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"
 

@@ -8,7 +8,8 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from broker import db, log
 from broker.archive import commit, gate, performed_by_images
 from broker.config import Settings
-from broker.ris_bridge import folders, journal, polling
+from broker.mwl import expiry, history
+from broker.ris_bridge import folders, journal, polling, upstream
 
 
 def passes(settings: Settings) -> dict[str, Callable[[], object]]:
@@ -17,8 +18,11 @@ def passes(settings: Settings) -> dict[str, Callable[[], object]]:
         "settle and decide": lambda: gate.work(settings),
         "commit": lambda: commit.work(settings),
         "exams without MPPS": lambda: performed_by_images.work(settings),
+        "expiry": lambda: expiry.work(settings),
+        "forget queries": lambda: history.work(settings),
         "folders": lambda: folders.work(settings),
         "polling": lambda: polling.work(settings),
+        "upstream": lambda: upstream.work(settings),
         "journal": lambda: journal.work(settings),
     }
 

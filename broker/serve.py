@@ -4,6 +4,7 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Sequence
 
@@ -22,15 +23,18 @@ from broker.jobs import Jobs
 from broker.mpps import scp as mpps_scp
 from broker.mwl import scp as mwl_scp
 from broker.mwl.offered import Recorder
+from broker.mwl.snapshot import Snapshot
 from broker.ris_bridge.crashes import CRASHES
 from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.web.app import create_app
 from broker.web.http_protocol import with_limits
+from broker.web.metrics import AGE, STALE, Figure
 
 ROLES = ("web", "dicom", "hl7", "jobs")
 OWNERS = {"dicom", "jobs"}  # they fill and empty the staging folder
 START_SECONDS_MAX = 30
+SWITCH_SECONDS = 0.001  # a device does not wait as long as Python would let a background thread work
 NOTE_SECONDS_MAX = 5  # for the audit row of a start or stop
 
 
@@ -41,6 +45,7 @@ class Broker:
         self.settings, self.roles = settings, roles
         self.ports: dict[str, int] = {}
         self._alive: dict[str, Callable[[], bool]] = {}  # role -> whether its port takes connections
+        self._figures: dict[str, Figure] = {}  # for /metrics
         self._stops: list[Callable[[], None]] = []  # run in reverse order of the start
 
     def start(self) -> None:
@@ -91,6 +96,7 @@ class Broker:
         db.open_engine(
             settings.database,
             pool=settings.limits.database_pool_connections,
+            look_pool=settings.limits.database_worklist_connections,
             wait_seconds=settings.limits.database_wait_seconds_max,
             statement_seconds=settings.limits.database_statement_seconds_max,
             job_seconds=settings.limits.database_job_seconds_max,
@@ -106,15 +112,22 @@ class Broker:
     def _start_dicom(self) -> None:
         recorder = Recorder(self.settings)
         self._run(recorder)
+        self._run(snapshot := Snapshot(self.settings))
+        self._figures |= {
+            STALE: Figure("1 while devices are answered from the snapshot", lambda: snapshot.stale_since is not None),
+            AGE: Figure("Age of the worklist's snapshot", lambda: snapshot.age_seconds),
+            "worklist_queries": Figure("Worklist queries since the start", lambda: recorder.queries, counts=True),
+        }
         registry = Registry()
         for offers in (
             verification.offers(),
-            mwl_scp.offers(self.settings, recorder),
+            mwl_scp.offers(self.settings, recorder, snapshot),
             mpps_scp.offers(self.settings),
         ):
             for sop_class, offer in offers:
                 registry.add(sop_class, offer)
         archive_scp.register(registry, self.settings, self._staging)
+        access.learn()
         listener = Listener(self.settings, registry, access.find_node, access.address_allowed, access.note_refusal)
         listener.start()
         self._stops.append(lambda: listener.stop(self.settings.limits.stop_seconds_max))
@@ -146,7 +159,7 @@ class Broker:
         listening = _listen(http.host, http.port)
         server = uvicorn.Server(
             uvicorn.Config(
-                create_app(self.settings, self.ports, self._alive),
+                create_app(self.settings, self.ports, self._alive, self._figures),
                 http=with_limits(self.settings.limits),
                 h11_max_incomplete_event_size=self.settings.limits.http_header_bytes_max,
                 log_config=None,
@@ -166,7 +179,7 @@ class Broker:
         self._stops.append(stop)
         self.ports["http"] = listening.getsockname()[1]
 
-    def _run(self, worker: Recorder | Jobs) -> None:
+    def _run(self, worker: Recorder | Snapshot | Jobs) -> None:
         worker.start()
         self._stops.append(worker.stop)
 
@@ -191,6 +204,7 @@ def main(settings: Settings, roles: Sequence[str] = ROLES) -> None:
     log.configure(settings.log_level)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     stopping = threading.Event()
+    sys.setswitchinterval(SWITCH_SECONDS)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopping.set())
     broker = Broker(settings, roles)

@@ -1,18 +1,24 @@
 """What the site looks like: remote application entities, HL7 senders, tokens. Services over model/site."""
 
+import contextlib
 import datetime as dt
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 from pydantic import ValidationError
 from sqlmodel import Session, col, select
 
 from broker import audit, clock, db, ids, log
-from broker.config import MASK, masked
-from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
+from broker.config import MASK, Settings, masked
+from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey, Unreadable
 from broker.model.site import ApiToken, Intake, Node, Sender, UnknownPeer
+from broker.model.upstream import Upstream
+from broker.model.worklist import WorklistKeys, WorklistQuery
+from broker.mwl import learned
 from broker.ris_bridge.hl7 import charset
 from broker.ris_bridge.intakes import watched_by
 from broker.ris_bridge.mapping import profile, store
@@ -23,16 +29,18 @@ from broker.site_toml import (
     NodeEntry,
     SenderEntry,
     TokenEntry,
+    UpstreamEntry,
     emit,
     parse,
     problem,
 )  # fmt: skip
 
-SiteRow = Node | Sender | Intake | ApiToken
+SiteRow = Node | Sender | Intake | Upstream | ApiToken
 TABLES: dict[type[Entry], type[SiteRow]] = {
-    NodeEntry: Node, SenderEntry: Sender, IntakeEntry: Intake, TokenEntry: ApiToken,
+    NodeEntry: Node, SenderEntry: Sender, IntakeEntry: Intake, UpstreamEntry: Upstream, TokenEntry: ApiToken,
 }  # fmt: skip
 SITE_FILE_BYTES_MAX = 16 * 1024**2
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 CHARACTER_SETS = (*charset.CODECS, *charset.JAPANESE)
 
 E = TypeVar("E", bound=Entry)
@@ -48,6 +56,10 @@ def senders(session: Session) -> Sequence[Sender]:
 
 def intakes(session: Session) -> Sequence[Intake]:
     return session.exec(select(Intake).order_by(col(Intake.name))).all()
+
+
+def upstreams(session: Session) -> Sequence[Upstream]:
+    return session.exec(select(Upstream).order_by(col(Upstream.name))).all()
 
 
 def tokens(session: Session) -> Sequence[ApiToken]:
@@ -78,13 +90,67 @@ def add_intake(session: Session, name: str, *, now: dt.datetime, actor: str, **f
     return _add(session, _entry(IntakeEntry, name=name, **fields), now=now, actor=actor)
 
 
-def change_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+def add_upstream(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    return _add(session, _entry(UpstreamEntry, name=name, **fields), now=now, actor=actor)
+
+
+def change_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
     """`changed`, or `unchanged` where it is so already. fields: those that are to be as they say; the others stay."""
+    return _alter(session, NodeEntry, ae_title, fields, now=now, actor=actor)
+
+
+def suggestions(session: Session, ae_title: str, settings: Settings) -> list[learned.Proposal]:
+    """What the last queries of that device say about it, and nobody has said yet (mwl/learned.py)."""
+    row, zone = node(session, ae_title), ZoneInfo(settings.site.timezone)
+    statement = (
+        db.columns(
+            WorklistQuery.first_at,
+            WorklistQuery.last_at,
+            WorklistQuery.times,
+            WorklistKeys.dataset,
+            WorklistKeys.character_set,
+        )
+        .where(
+            WorklistQuery.keys_pk == WorklistKeys.pk, WorklistQuery.ae_title == ae_title, WorklistKeys.dataset != b""
+        )
+        .order_by(col(WorklistQuery.last_at).desc(), col(WorklistQuery.pk).desc())
+        .limit(settings.limits.list_items_max)
+    )
+    queries = []
+    for first_at, last_at, times, dataset, declared in session.exec(statement):
+        with contextlib.suppress(Unreadable):
+            keys = learned.keys_of(dataset, declared)
+            queries.append(learned.Query(keys, first_at.astimezone(zone), last_at.astimezone(zone), times))
+    return learned.propose(queries, row, settings.worklist_character_set)
+
+
+def accept(
+    session: Session, ae_title: str, names: Sequence[str], settings: Settings, *, now: dt.datetime, actor: str
+) -> list[str]:
+    """Make the node what is proposed: those of these names, all without a name. Gives the names; InvalidValue for one
+    that is not proposed."""
+    proposed = {one.name: one for one in suggestions(session, ae_title, settings)}
+    if unknown := sorted({*names} - proposed.keys()):
+        known = f"what is proposed now: {', '.join(proposed)}" if proposed else "nothing is proposed now"
+        raise InvalidValue(f"node {ae_title}", f"its queries do not propose {', '.join(unknown)}; {known}")
+    taken = [one for name, one in proposed.items() if name in names or not names]
+    if taken:
+        told = {"accepted": {one.name: one.evidence for one in taken}}
+        changes = learned.merged(taken)
+        _alter(session, NodeEntry, ae_title, changes, now=now, actor=actor, told=told)
+    return [one.name for one in taken]
+
+
+def change_sender(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
     return _alter(session, SenderEntry, name, fields, now=now, actor=actor)
 
 
 def change_intake(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
     return _alter(session, IntakeEntry, name, fields, now=now, actor=actor)
+
+
+def change_upstream(session: Session, name: str, *, now: dt.datetime, actor: str, **fields: Any) -> str:
+    return _alter(session, UpstreamEntry, name, fields, now=now, actor=actor)
 
 
 def remove_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str) -> None:
@@ -97,6 +163,11 @@ def remove_sender(session: Session, name: str, *, now: dt.datetime, actor: str) 
 
 def remove_intake(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
     _remove(session, IntakeEntry, name, now=now, actor=actor)
+
+
+def remove_upstream(session: Session, name: str, *, now: dt.datetime, actor: str) -> None:
+    """Its orders stay."""
+    _remove(session, UpstreamEntry, name, now=now, actor=actor)
 
 
 def create_token(session: Session, name: str, role: str, *, now: dt.datetime, actor: str, secret: str = "") -> str:
@@ -123,7 +194,9 @@ def token_digest(secret: str) -> str:
 
 def export(session: Session) -> str:
     """The whole site as a site file, secrets masked."""
-    rows: list[SiteRow] = [*nodes(session), *senders(session), *intakes(session), *tokens(session)]
+    rows: list[SiteRow] = [
+        *nodes(session), *senders(session), *intakes(session), *upstreams(session), *tokens(session),
+    ]  # fmt: skip
     kinds = {table: kind for kind, table in TABLES.items()}
     entries = [_without_secrets(_entry_of(kinds[type(row)], row)) for row in rows]
     return emit([*entries, *(MappingEntry(name=row.name, text=row.text) for row in store.active_rows(session))])
@@ -141,7 +214,7 @@ def apply(session: Session, entries: Sequence[Entry], *, now: dt.datetime, actor
     outcomes = [_put(session, entry, now=now, actor=actor) for entry in ordered]
     done = list(zip(ordered, outcomes, strict=True))
     for entry, outcome in done:  # when all is as the file says: two may have changed places
-        _check_folder(session, entry, outcome)
+        _check_others(session, entry, outcome)
     return [(f"{entry.word} {entry.named}", outcome) for entry, outcome in done]
 
 
@@ -199,30 +272,38 @@ def _remove(session: Session, kind: type[Entry], name: str, *, now: dt.datetime,
 def _add(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
     row = _find(session, entry, entry.named)
     if row is not None and _differences(row, entry.model_dump()):
-        mend = "remove it first" if isinstance(entry, NodeEntry) else "change changes them"
         raise DuplicateKey(
-            f"{entry.word} {entry.named}", f"exists already with other settings; broker {entry.word} {mend}"
+            f"{entry.word} {entry.named}",
+            f"exists already with other settings; broker {entry.word} change changes them",
         )
     outcome = _put(session, entry, now=now, actor=actor)
-    _check_folder(session, entry, outcome)
+    _check_others(session, entry, outcome)
     return outcome
 
 
 def _alter(
-    session: Session, kind: type[Entry], name: str, fields: dict[str, Any], *, now: dt.datetime, actor: str
+    session: Session,
+    kind: type[Entry],
+    name: str,
+    fields: dict[str, Any],
+    *,
+    now: dt.datetime,
+    actor: str,
+    told: Mapping[str, Any] = NOTHING,
 ) -> str:
+    """told: more for the audit trail."""
     row = _the(session, kind, name)
     if not fields:
         raise InvalidValue(f"{kind.word} {name}", "says nothing that is to change")
     entry = _entry(kind, **{**row.model_dump(include=set(kind.model_fields)), **fields})
-    outcome = _put(session, entry, now=now, actor=actor)
+    outcome = _put(session, entry, now=now, actor=actor, told=told)
     if outcome == "missing":
         raise InvalidValue(f"{kind.word} {name} url", f"holds {MASK}, which stands for nothing known; say it in full")
-    _check_folder(session, entry, outcome)
+    _check_others(session, entry, outcome)
     return outcome
 
 
-def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str:
+def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str, told: Mapping[str, Any] = NOTHING) -> str:
     """Afterwards the row is what the entry says; what the entry leaves out is at its default."""
     if isinstance(entry, MappingEntry):
         return store.put(session, entry.text, now=now, actor=actor, name=entry.name)[2]
@@ -237,7 +318,7 @@ def _put(session: Session, entry: Entry, *, now: dt.datetime, actor: str) -> str
             return "missing"
         values["url"] = row.url
     if row is not None:
-        return _change(session, row, values, subject, now=now, actor=actor)
+        return _change(session, row, values, subject, now=now, actor=actor, told=told)
     if isinstance(entry, TokenEntry) and entry.secret == MASK:
         return "missing"
     session.add(TABLES[type(entry)](**values))
@@ -274,30 +355,65 @@ def _is_known(character_set: str) -> bool:
     return True
 
 
-def _check_folder(session: Session, entry: Entry, outcome: str) -> None:
+def _check_others(session: Session, entry: Entry, outcome: str) -> None:
+    """What an entry may not share with others. What stands there already stays as it is."""
+    if outcome not in ("added", "changed"):
+        return
+    session.flush()
+    if isinstance(entry, IntakeEntry) and entry.path:
+        _check_folder(session, entry)
+    if isinstance(entry, NodeEntry):
+        _check_titles(session, entry)
+
+
+def _check_folder(session: Session, entry: IntakeEntry) -> None:
     """A file of a folder that two watch is taken by either, by its character set and profile."""
-    if isinstance(entry, IntakeEntry) and entry.path and outcome in ("added", "changed"):
-        session.flush()
-        if (other := watched_by(session, entry.path, entry.name)) is not None:
-            raise DuplicateKey(
-                f"intake {entry.name} path", f"is watched by the intake {other} already; take another folder"
-            )
+    if (other := watched_by(session, entry.path, entry.name)) is not None:
+        raise DuplicateKey(
+            f"intake {entry.name} path", f"is watched by the intake {other} already; take another folder"
+        )
+
+
+def _check_titles(session: Session, entry: NodeEntry) -> None:
+    """An AE title in an order stands for one device, or for a group of them, and everybody says the same of it."""
+    place = f"node {entry.ae_title}"
+    for other in nodes(session):
+        if other.ae_title == entry.ae_title:
+            continue
+        for title in (entry.ae_title, *entry.aliases, *entry.groups):
+            its_own = "" if title == entry.ae_title else " aliases" if title in entry.aliases else " groups"
+            if title == other.ae_title:
+                raise DuplicateKey(f"{place}{its_own}", f"{title} is the node {title} itself; take another title")
+            if title in other.aliases:
+                raise DuplicateKey(f"{place}{its_own}", f"{title} is an alias of the node {other.ae_title} already")
+            if title in other.groups and title not in entry.groups:
+                raise DuplicateKey(f"{place}{its_own}", f"{title} is a group, in which the node {other.ae_title} is")
 
 
 def _change(
-    session: Session, row: SiteRow, values: dict[str, Any], subject: str, *, now: dt.datetime, actor: str
+    session: Session,
+    row: SiteRow,
+    values: dict[str, Any],
+    subject: str,
+    *,
+    now: dt.datetime,
+    actor: str,
+    told: Mapping[str, Any] = NOTHING,
 ) -> str:
     changes = _differences(row, values)
     if not changes:
         return "unchanged"
     for column, (_, new) in changes.items():
         setattr(row, column, new)
-    if isinstance(row, Intake):
+    if isinstance(row, Intake | Upstream):
         row.next_at = None
+    if isinstance(row, Upstream):
+        row.failures = 0
+    if isinstance(row, Intake):
         row.cursor = "" if "url" in changes else row.cursor  # another system counts by itself
     session.add(row)
-    told = {name: [masked(one) for one in pair] if name == "url" else pair for name, pair in changes.items()}
-    audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=told)
+    shown = {name: [masked(one) for one in pair] if name == "url" else pair for name, pair in changes.items()}
+    audit.record(session, "site.change", subject, actor=actor, now=now, change="changed", values=shown, **told)
     return "changed"
 
 

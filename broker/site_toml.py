@@ -6,16 +6,18 @@ import ipaddress
 import json
 import re
 import tomllib
-from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydicom.datadict import tag_for_keyword
 
 from broker import ids
-from broker.config import MASK
-from broker.dicom import charset
-from broker.errors import ConfigError
+from broker.config import DAYS_MAX, HOURS_MAX, MASK, StepState
+from broker.dicom import charset, habits, tree, variants
+from broker.errors import BrokerError, ConfigError
+from broker.mwl import keys
+from broker.ris_bridge import rest_orders, upstream_item
 from broker.ris_bridge.intakes import is_link_local, keeps_secrets
 from broker.ris_bridge.mapping.lines import line_of, problem
 
@@ -25,6 +27,8 @@ Right = Literal["worklist", "mpps", "store", "commitment", "query", "retrieve"]
 DEFAULT_RIGHTS: list[Right] = ["worklist", "mpps", "store", "commitment"]
 SECRET_CHARACTERS_MIN = 32
 
+LISTED_MAX = 100  # in one list of a node
+MATCHES_MAX = 100_000
 POLICIES = ("", "ASCII", "REQUEST")  # beside values of (0008,0005): conformance.md 1.6
 LABEL = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 
@@ -68,6 +72,71 @@ def _character_set(value: str) -> str:
     return value
 
 
+def _one_character_set(value: str) -> str:
+    if not value or not charset.supported(charset.terms(value)):
+        raise ValueError("must be a value of (0008,0005), such as ISO_IR 192 or ISO 2022 IR 159")
+    return value
+
+
+def _profile(value: str) -> str:
+    """Names of shipped profiles, separated by commas."""
+    named = list(dict.fromkeys(habits.names(value)))
+    if unknown := sorted(set(named) - habits.PROFILES.keys()):
+        raise ValueError(f"no such profile: {', '.join(unknown)}; there are {', '.join(habits.PROFILES)}")
+    return ",".join(named)
+
+
+def _quirk(value: str) -> str:
+    if value not in habits.QUIRKS:
+        raise ValueError(f"no such quirk: {value}; there are {', '.join(habits.QUIRKS)}")
+    return value
+
+
+def _seen(value: str) -> str:
+    kind, colon, rest = value.partition(":")
+    fits = (
+        (kind in ("own", "modality") and not colon)
+        or (kind == "ae" and re.fullmatch(ids.AE_TITLE, rest))
+        or (kind == "location" and re.fullmatch(LOCATION, rest))
+    )
+    if not fits:
+        raise ValueError("must be own, modality, ae:TITLE or location:TEXT")
+    return value
+
+
+def _required(value: str) -> str:
+    """The keyword of something that an item has a value of."""
+    if tag_for_keyword(value) not in (keys.RETURNED | keys.STEP_RETURNED) - {tree.CHARSET, keys.TIMEZONE}:
+        raise ValueError("must be the keyword of what a worklist item has, such as AccessionNumber")
+    return value
+
+
+def _shortened(value: str) -> str:
+    tag = tag_for_keyword(value)
+    if tag is None or tag not in keys.RETURNED | keys.STEP_RETURNED | keys.ITEM_RETURNED:
+        raise ValueError("must be for the keyword of what a worklist item has, such as RequestedProcedureDescription")
+    if tree.vr_of(tag) not in tree.TEXT_VRS:
+        raise ValueError(f"must be for a text, and {value} is none")
+    if tag in variants.IDENTIFIERS:
+        raise ValueError(f"must not shorten {value}: what is left would name something else")
+    if tree.vr_of(tag) == "PN":
+        raise ValueError(f"must not shorten {value}: what is left would name somebody else")
+    return value
+
+
+def _any_character_set(value: str) -> str:
+    return _one_character_set(value) if value else ""
+
+
+def _asked(value: str) -> str:
+    """The keyword of a text that a worklist can be asked by."""
+    tag = tag_for_keyword(value)
+    known = (keys.RETURNED | keys.STEP_RETURNED) - {tree.CHARSET, keys.TIMEZONE}
+    if tag not in known or tree.vr_of(tag) in ("SQ", "US"):
+        raise ValueError("must be the keyword of a text that a worklist is asked by, such as InstitutionName")
+    return value
+
+
 def _like(pattern: str, sentence: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value):
@@ -81,6 +150,8 @@ Host = Annotated[str, AfterValidator(_host)]
 FilePath = Annotated[str, Field(max_length=1024), AfterValidator(_file_path)]
 Printable = _like(r"[^\x00-\x1f\x7f]*", "must not hold control characters")
 Text = Annotated[str, Field(max_length=64), Printable]
+# A backslash would make two values of one (PS3.5 6.2).
+Issuer = Annotated[str, Field(max_length=64), _like(rest_orders.PLAIN, rest_orders.PATTERNS[rest_orders.PLAIN])]
 Name = Annotated[str, Field(min_length=1, max_length=64), Printable]
 # PS3.5 6.2: an AE is at most 16 characters of the default repertoire without backslash; outer spaces do not count.
 AeTitle = Annotated[
@@ -105,6 +176,32 @@ Msh18 = Annotated[
 ]
 
 
+# (0040,0011) is an SH. Outer blanks do not count in a query, so they would never be found.
+LOCATION = r"[^\x00-\x1f\x7f\\ ]([^\x00-\x1f\x7f\\]{0,14}[^\x00-\x1f\x7f\\ ])?"
+Label = Annotated[str, _like(rest_orders.LABEL, rest_orders.PATTERNS[rest_orders.LABEL])]
+Hours = Annotated[float, Field(ge=0, le=HOURS_MAX)]
+Days = Annotated[int, Field(ge=0, le=DAYS_MAX)]
+LongDays = Annotated[float, Field(gt=0, le=DAYS_MAX)]  # 0 is not: what ends a life must let it begin
+
+
+Few = Field(max_length=LISTED_MAX)
+Titles = Annotated[list[AeTitle], Few]
+
+
+def _writes_half_width(character_set: str) -> bool:
+    """Of a device that is answered in the site's set, or in its own choice, nobody knows."""
+    if character_set in ("", "REQUEST"):
+        return True
+    try:
+        return bool(charset.encode("ｱ", charset.terms(character_set), "PN"))
+    except ValueError:
+        return False
+
+
+def _twice(titles: list[str]) -> str:
+    return next((title for n, title in enumerate(titles) if title in titles[:n]), "")
+
+
 class Entry(BaseModel):
     """word: its table in the file. key: the field that names it."""
 
@@ -118,7 +215,7 @@ class Entry(BaseModel):
 
 
 class NodeEntry(Entry):
-    """The fields mean what they mean in model.site.Node."""
+    """The fields mean what they mean in model.site.Node, and in dicom.habits.Habits."""
 
     word = "node"
     key = "ae_title"
@@ -133,13 +230,43 @@ class NodeEntry(Entry):
     rights: list[Right] = DEFAULT_RIGHTS
     character_set: Annotated[str, AfterValidator(_character_set)] = ""
     mpps_strict: bool | None = None
-    accession_issuer: Text = ""
-    patient_id_issuer: Text = ""
+    accession_issuer: Issuer = ""
+    patient_id_issuer: Issuer = ""
+    profile: Annotated[str, AfterValidator(_profile)] = ""
+    aliases: Titles = []
+    groups: Titles = []
+    sees: Annotated[list[Annotated[str, AfterValidator(_seen)]], Few] | None = None
+    labels: Annotated[list[Label], Few] | None = None
+    hide: Annotated[list[StepState], Few] | None = None
+    started_hours: Hours | None = None
+    finished_hours: Hours | None = None
+    matches_max: Annotated[int, Field(ge=1, le=MATCHES_MAX)] | None = None
+    days_before: Days | None = None
+    days_after: Days | None = None
+    character_sets_also: Annotated[list[Annotated[str, AfterValidator(_one_character_set)]], Few] | None = None
+    lengths: (
+        Annotated[dict[Annotated[str, AfterValidator(_shortened)], Annotated[int, Field(ge=1, le=10_240)]], Few] | None
+    ) = None
+    requires: Annotated[list[Annotated[str, AfterValidator(_required)]], Few] | None = None
+    quirks: Annotated[list[Annotated[str, AfterValidator(_quirk)]], Few] | None = None
+    expire_days: LongDays | None = None
+    idle_days: LongDays | None = None
 
     @model_validator(mode="after")
-    def _address_is_known(self) -> "NodeEntry":
+    def _fits_together(self) -> "NodeEntry":
+        shown = habits.of(self)
         if not self.host and not self.any_address:
             raise ValueError("needs a host, which its source address is checked against, or any_address")
+        if "modality" in shown.sees and not self.modality:
+            raise ValueError("that sees what its modality is needs a modality")
+        if "today_is_window" in shown.quirks and None in (shown.days_before, shown.days_after):
+            raise ValueError("with today_is_window needs days_before and days_after")
+        if "half_width_kana" in shown.quirks and not _writes_half_width(shown.character_set):
+            raise ValueError(
+                "with half_width_kana needs a character_set that has it, such as 'ISO 2022 IR 13\\ISO 2022 IR 87'"
+            )
+        if twice := _twice([self.ae_title, *self.aliases, *self.groups]):
+            raise ValueError(f"names {twice} twice: a title is its own, an alias or a group")
         return self
 
 
@@ -157,6 +284,7 @@ class SenderEntry(Entry):
     mapping: Text = ""
     on_trouble: Literal["", "close", "AE"] = ""
     order_responses: bool = False
+    label: Label = ""
 
 
 class IntakeEntry(Entry):
@@ -209,12 +337,43 @@ class MappingEntry(Entry):
     text: str = Field(min_length=1)
 
 
-KINDS: tuple[type[Entry], ...] = (NodeEntry, SenderEntry, IntakeEntry, TokenEntry)
+class UpstreamEntry(Entry):
+    """The fields mean what they mean in model.upstream.Upstream."""
+
+    word = "upstream"
+    name: Name
+    host: Annotated[str, Field(min_length=1), AfterValidator(_host)]
+    port: int = Field(ge=1, le=65535)
+    ae_title: AeTitle
+    calling_ae_title: AeTitle | Literal[""] = ""
+    modality: Modality = ""
+    station_ae_title: AeTitle | Literal[""] = ""
+    days_before: int = Field(default=0, ge=-1, le=DAYS_MAX)
+    days_after: int = Field(default=1, ge=-1, le=DAYS_MAX)
+    keys: Annotated[dict[Annotated[str, AfterValidator(_asked)], Text], Few] = {}
+    every_seconds: float = Field(default=60, ge=1, le=86_400)
+    patient_id_issuer: Issuer = ""
+    accession_issuer: Issuer = ""
+    label: Label = ""
+    character_set: Annotated[str, AfterValidator(_any_character_set)] = ""
+    enabled: bool = True
+    priority: int = Field(default=100, ge=0, le=10_000)
+    gone: Literal["keep", "cancel"] = "keep"
+    gone_after: int = Field(default=3, ge=1, le=1_000)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "UpstreamEntry":
+        for name, value in self.keys.items():
+            try:
+                upstream_item.check_key(name, value)
+            except BrokerError:
+                raise ValueError(f"has a key that cannot be asked for: {name}") from None
+            if not upstream_item.can_ask(name, value, self.character_set):
+                raise ValueError(f"has a key that its character_set cannot write: {name}")
+        return self
 
 
-@dataclass(frozen=True)
-class SiteFile:
-    entries: list[Entry] = field(default_factory=list)
+KINDS: tuple[type[Entry], ...] = (NodeEntry, SenderEntry, IntakeEntry, UpstreamEntry, TokenEntry)
 
 
 def parse(text: str, place: str) -> list[Entry]:
@@ -281,5 +440,7 @@ def _lines(text: str) -> str:
 
 
 def _value(value: Any) -> str:
-    """JSON's strings, integers, booleans and lists of them are TOML's, but for DEL, which TOML wants escaped."""
+    """JSON's strings, numbers, booleans and lists of them are TOML's, but for DEL, which TOML wants escaped."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_bare(name)} = {_value(one)}' for name, one in value.items())}}}"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

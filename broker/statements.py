@@ -7,7 +7,7 @@ costs three times as much without (bench/hl7.py). Types, errors and dialects are
 services add to a session or change in it is written by `Writing`."""
 
 from collections import namedtuple
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -62,6 +62,16 @@ class Prepared:
         if ready.expands:
             return connection.execute(self._statement, values).all()
         return _executed(session, ready, connection, ready.bound(values))
+
+    def stream(self, session: Session, values: Mapping[str, Any], rows: int) -> Iterable[Any]:
+        """Without holding all of them: so many at a time."""
+        connection = _connection(session).execution_options(yield_per=rows)
+        return connection.execute(self._statement, values)
+
+    def on(self, connection: Connection, values: Mapping[str, Any]) -> Sequence[Any]:
+        """Without a session or a transaction; rows as tuples."""
+        ready = self._for(connection.dialect)
+        return ready.fetch(connection, ready.bound(values))
 
     def first(self, session: Session, **values: Any) -> Any:
         return next(iter(self.rows(session, **values)), None)
@@ -142,23 +152,27 @@ class _Ready:
         return said if self._places is None else [said[name] for name in self._places]
 
     def execute(self, connection: Connection, bound: Any, *, many: bool = False) -> list[Any]:
+        rows = self.fetch(connection, bound, many=many)
+        return [self._row._make(row) for row in rows]
+
+    def fetch(self, connection: Connection, bound: Any, *, many: bool = False) -> list[Any]:
         deadline.check()
         driver: Any = connection.connection
         cursor = driver.cursor()
         try:
             (cursor.executemany if many else cursor.execute)(self._text, bound)
-            return [self._made(row) for row in cursor.fetchall()] if self._row else []
+            rows: list[Any] = cursor.fetchall() if self._row else []
+            return [self._read_from(row) for row in rows] if self._read else rows
         except self.dialect.loaded_dbapi.Error as error:
             raise self._told(connection, error) from error
         finally:
             cursor.close()
 
-    def _made(self, row: Sequence[Any]) -> Any:
-        if self._read:
-            row = list(row)
-            for place, process in self._read:
-                row[place] = process(row[place])
-        return self._row._make(row)
+    def _read_from(self, row: Sequence[Any]) -> Sequence[Any]:
+        values = list(row)
+        for place, process in self._read:
+            values[place] = process(values[place])
+        return values
 
     def _told(self, connection: Connection, error: Any) -> BaseException:
         """The error as SQLAlchemy raises it."""

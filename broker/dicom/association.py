@@ -42,13 +42,18 @@ class Association:
 
     def __init__(
         self, wire: Wire, peer: Peer, contexts: dict[int, Context], peer_bytes_max: int, limits: Limits,
-        stopping: Callable[[], bool],
+        stopping: Callable[[], bool], released: Callable[[], None] = lambda: None,
+        known_now: Callable[[Peer], Peer] = lambda peer: peer,
     ) -> None:  # fmt: skip
+        """released: called before a release is confirmed, so that who comes again at once finds its place free.
+        known_now: asked before each request, as the site may have changed what it knows of the peer."""
         self.wire, self.peer, self.contexts, self.limits = wire, peer, contexts, limits
-        self.peer_bytes_max, self.stopping = peer_bytes_max, stopping
+        self.peer_bytes_max, self.stopping, self._released = peer_bytes_max, stopping, released
+        self._known_now = known_now
         self._waiting: deque[tuple[Context, Command, bytes]] = deque()  # requests that came while one was answered
         self._cancelled: set[int] = set()
         self._looked_at = 0.0
+        self._sent, self._may_cancel_until = 0, 0.0
         self._assembler = Assembler(self)
         self._sinks: set[Sink] = set()  # opened, and not finished yet
         self._answering = False
@@ -78,6 +83,7 @@ class Association:
                 serve(*message)
             return True
         if kind == pdu.RELEASE_RQ:
+            self._released()
             self.wire.send(pdu.release_reply())
             return False
         if kind == pdu.ABORT:
@@ -89,22 +95,21 @@ class Association:
     def _answer(self, context: Context, command: Command, data: bytes, sink: Sink | None) -> None:
         if command.field == C_CANCEL_RQ:
             return  # of a request that has been answered: ignored (PS3.7 9.3.2.3)
-        self._answering = True
+        self._answering, self._sent, self._may_cancel_until = True, 0, 0.0
         out = bytearray()
         after = []
-        may_cancel_until, status = 0.0, DONE
         try:
             for n, response in enumerate(self._responses(context, command, data, sink)):
                 if len(out) >= FLUSH_BYTES or (n == FIRST_ANSWERS and response.dataset):
+                    self._sent = n  # also where the peer hangs up meanwhile: some of them may have reached it
                     self.wire.send(bytes(out))
                     out.clear()
-                    may_cancel_until = may_cancel_until or time.monotonic() + CANCEL_SECONDS
+                    self._may_cancel_until = self._may_cancel_until or time.monotonic() + CANCEL_SECONDS
+                if response.status == CANCELLED:
+                    out.clear()  # in the place of what is unsent
                 out += self._encoded(context, command, response)
-                status = response.status
                 if response.after:
                     after.append(response.after)
-            if may_cancel_until and status in (DONE, CANCELLED) and self._is_cancelled(command, may_cancel_until):
-                out = bytearray(self._encoded(context, command, Response(CANCELLED)))  # in the place of what is unsent
             self.wire.send(bytes(out))
         finally:
             self._cancelled.discard(command.message_id)
@@ -121,6 +126,7 @@ class Association:
                 Request(
                     peer=self.peer, command=command, transfer_syntax=context.transfer_syntax, dataset=data, sink=sink,
                     extended=context.extended, cancelled=lambda: self._is_cancelled(command),
+                    cancelled_at_the_end=lambda: self._is_cancelled_at_the_end(command), sent=lambda: self._sent,
                 )
             )  # fmt: skip
             self._sinks.discard(sink)
@@ -147,6 +153,7 @@ class Association:
         return Response(PROCESSING_FAILURE if dimse_n else status, comment="internal error, see the broker's log")
 
     def _permit(self, context: Context, command: Command) -> None:
+        self.peer = self._known_now(self.peer)
         if command.field not in context.offer.commands:
             raise Unsupported("Command Field", f"{command.field:04X} is no operation of this SOP class")
         permit(self.peer, context)
@@ -154,9 +161,9 @@ class Association:
     def _encoded(self, context: Context, command: Command, response: Response) -> bytes:
         if response.status in PENDING:
             out = _pending(context.id, command, response.status, self.peer_bytes_max)
-        else:
-            header = dimse.response(command, response, dimse_n=command.field >= 0x0100)
-            out = pdu.p_data(context.id, header, is_command=True, peer_bytes_max=self.peer_bytes_max)
+            return out + _identifier(context.id, response.dataset, self.peer_bytes_max)
+        header = dimse.response(command, response, dimse_n=command.field >= 0x0100)
+        out = pdu.p_data(context.id, header, is_command=True, peer_bytes_max=self.peer_bytes_max)
         if response.dataset:
             out += pdu.p_data(context.id, response.dataset, is_command=False, peer_bytes_max=self.peer_bytes_max)
         return out
@@ -175,6 +182,10 @@ class Association:
             if not self._take(kind, body, self._later):
                 raise Gone("released while a request was answered")
         return command.message_id in self._cancelled
+
+    def _is_cancelled_at_the_end(self, command: Command) -> bool:
+        """A list that left at once cannot be cancelled any more."""
+        return self._may_cancel_until > 0 and self._is_cancelled(command, self._may_cancel_until)
 
     def _something_comes(self, seconds: float) -> bool:
         if seconds <= 0:
@@ -197,6 +208,7 @@ class Association:
 
     def open_sink(self, context: Context, command: Command) -> Sink:
         """Raises Violation where the peer has too many objects under way, and what the service raises."""
+        self.peer = self._known_now(self.peer)
         permit(self.peer, context)
         if command.sop_class != context.sop_class:
             raise Unsupported("Affected SOP Class UID", "differs from the presentation context")
@@ -225,6 +237,12 @@ def _pending(context: int, command: Command, status: int, peer_bytes_max: int) -
     """The command set of every answer of a list: they differ in their identifiers alone."""
     header = dimse.response(command, Response(status, ANY_IDENTIFIER), dimse_n=False)
     return pdu.p_data(context, header, is_command=True, peer_bytes_max=peer_bytes_max)
+
+
+@lru_cache(4096)
+def _identifier(context: int, dataset: bytes, peer_bytes_max: int) -> bytes:
+    """Most items are asked for again as they were."""
+    return pdu.p_data(context, dataset, is_command=False, peer_bytes_max=peer_bytes_max)
 
 
 def permit(peer: Peer, context: Context) -> None:

@@ -6,6 +6,7 @@ from functools import lru_cache
 from broker.errors import Unreadable
 
 ESC = 0x1B
+UNKNOWN = "\ufffd"
 # Without code extensions: the whole value in one codec.
 ALONE = {
     "": "ascii", "ISO_IR 6": "ascii", "ISO_IR 100": "latin_1", "ISO_IR 101": "iso8859_2", "ISO_IR 109": "iso8859_3",
@@ -51,8 +52,9 @@ def decode(value: bytes, charsets: Sequence[str], vr: str, *, jis_roman_as_ascii
 
 
 def default_repertoire(value: bytes) -> str:
-    """Of text in a set that we do not know: its ASCII characters (PS3.5 6.1.1), `?` for any other byte."""
-    return "".join(chr(byte) if 0x20 <= byte < 0x7F or byte in b"\t\n\f\r" else "?" for byte in value)
+    """Of text in a set that we do not know: its ASCII characters (PS3.5 6.1.1). Any other byte is a character that no
+    text has, and not a `?`: that is a wildcard, and would widen an answer."""
+    return "".join(chr(byte) if 0x20 <= byte < 0x7F or byte in b"\t\n\f\r" else UNKNOWN for byte in value)
 
 
 def encode(text: str, charsets: Sequence[str], vr: str) -> bytes:
@@ -72,8 +74,9 @@ def _ascii(char: str) -> bytes | None:
 
 
 def _romaji(char: str) -> bytes | None:
-    """JIS X 0201 G0: 5C is the yen sign, which in DICOM would be the value delimiter, and 7E the overline."""
-    return {"‾": b"\x7e"}.get(char) or (char.encode("ascii") if char.isascii() and char != "~" else None)
+    """JIS X 0201 G0: 5C is the yen sign, which in DICOM would be the value delimiter; 7E the overline, which is as near
+    to `~` as it gets."""
+    return {"‾": b"\x7e"}.get(char) or (char.encode("ascii") if char.isascii() else None)
 
 
 def _kana(char: str) -> bytes | None:

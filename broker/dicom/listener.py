@@ -2,12 +2,13 @@
 
 import contextlib
 import errno
+import select
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from broker import log
 from broker.config import Settings
@@ -20,7 +21,8 @@ from broker.errors import ConfigError, DatabaseAway
 
 # A-ASSOCIATE-RJ: result, source, reason (PS3.8 9.3.4).
 UNKNOWN_CALLING, UNKNOWN_CALLED, LOCAL_LIMIT = (1, 1, 3), (1, 1, 7), (2, 3, 2)
-ACCEPT_POLL_SECONDS = 0.5
+ACCEPT_PAUSE_SECONDS, STOP_SECONDS, LOOK_SECONDS = 0.5, 1.0, 0.01
+SPARE_THREADS_MAX = 8  # that wait at the port
 
 
 @dataclass(eq=False)
@@ -31,7 +33,7 @@ class Connection:
     ae_title: str = ""  # empty: not associated yet
     stores_only: bool = False
     association: Association | None = None
-    thread: threading.Thread | None = None
+    is_served: bool = False
 
 
 class Rejected(Exception):
@@ -58,9 +60,10 @@ class Listener:
         self._negotiator = Negotiator(registry, self.limits.dicom_pdu_bytes_advertised)
         self._titles = {settings.dicom.ae_title, *settings.dicom.ae_aliases}
         self._connections: set[Connection] = set()
-        self._lock = threading.Lock()
+        self._lock, self._trouble = threading.Lock(), threading.Lock()
         self._stopping = threading.Event()
-        self._accepting: threading.Thread | None = None
+        self._waiting = 0  # threads at the port
+        self._gives_way_from = 0.0  # monotonic
         self.port = 0
 
     def start(self) -> None:
@@ -70,62 +73,92 @@ class Listener:
             self._socket = socket.create_server((host, port), family=family, backlog=256)
         except OSError as error:
             raise ConfigError("dicom.port", f"cannot listen on {host}:{port}: {error.strerror}") from None
-        self._socket.settimeout(ACCEPT_POLL_SECONDS)
         self.port = self._socket.getsockname()[1]
-        self._accepting = threading.Thread(target=self._accept, name="dicom", daemon=True)
-        self._accepting.start()
+        self._waiting = 1
+        threading.Thread(target=self._work, name="dicom", daemon=True).start()
 
     @property
     def is_accepting(self) -> bool:
-        return self._accepting is not None and self._accepting.is_alive()
+        return self._waiting > 0 and not self._stopping.is_set()
 
     def stop(self, seconds: float) -> None:
         """Accept no more, let requests that have begun be answered for at most `seconds`, abort what is idle."""
         self._stopping.set()
-        _cut(self._socket)  # wakes the accept
-        if self._accepting:
-            self._accepting.join()
+        _cut(self._socket)  # wakes those who wait in accept
+        until = time.monotonic() + STOP_SECONDS
+        while self._waiting and time.monotonic() < until:
+            time.sleep(LOOK_SECONDS)
         self._socket.close()
         deadline = time.monotonic() + seconds
         while (left := self._open_connections()) and time.monotonic() < deadline:
             for connection in left:
                 if connection.association is None or not connection.association.busy:
                     _cut(connection.sock, socket.SHUT_RD)  # what was read this very moment can still be answered
-            left[0].thread.join(0.05)  # type: ignore[union-attr]
+            time.sleep(LOOK_SECONDS)
         for connection in self._open_connections():
             _cut(connection.sock)
 
     def _open_connections(self) -> list[Connection]:
         with self._lock:
-            return [connection for connection in self._connections if connection.thread]
+            return [connection for connection in self._connections if connection.is_served]
 
-    def _accept(self) -> None:
-        """This thread is the port: whatever goes wrong costs one connection, or half a second."""
+    def _work(self) -> None:
+        """Threads wait at the port, and who gets a connection serves it while another waits: nothing is handed over.
+        Whatever goes wrong costs one connection, or half a second."""
         while not self._stopping.is_set():
             try:
-                self._accept_one()
-            except TimeoutError:
-                continue
+                connection = self._accept_one()
             except Exception as error:
                 if self._stopping.is_set():
-                    return
-                log.get().exception("dicom.accept")
-                if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-                    with self._lock:
-                        self._give_way(self._connections)
-                time.sleep(ACCEPT_POLL_SECONDS)  # for what is missing (descriptors, threads) to be given back
+                    break
+                with self._trouble:
+                    self._recover(error)
+                continue
+            if connection is not None:
+                self._serve(connection)
+                with self._lock:
+                    if self._waiting >= SPARE_THREADS_MAX:
+                        return
+                    self._waiting += 1
+        with self._lock:
+            self._waiting -= 1
 
-    def _accept_one(self) -> None:
+    def _recover(self, error: Exception) -> None:
+        """What is missing (descriptors, threads) has half a second to be given back. The kernel says that there are no
+        descriptors before somebody needs one: who is silent gives way to who knocks."""
+        log.get().error("dicom.accept", exc_info=error)
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            poll = select.poll()
+            poll.register(self._socket, select.POLLIN)
+            if not poll.poll(ACCEPT_PAUSE_SECONDS * 1000):
+                return
+            if time.monotonic() >= self._gives_way_from:  # of all threads that wait, for who knocks now
+                self._gives_way_from = time.monotonic() + 1.2 * ACCEPT_PAUSE_SECONDS
+                with self._lock:
+                    self._give_way(self._connections)
+        time.sleep(ACCEPT_PAUSE_SECONDS)
+
+    def _accept_one(self) -> Connection | None:
+        """Somebody else waits when this returns a connection; None: there was no place for it."""
         sock, peer = self._socket.accept()
         connection = Connection(sock, peer[0])
         with contextlib.ExitStack() as otherwise:
             otherwise.callback(sock.close)
-            if self._admit(connection):
-                otherwise.callback(self._forget, connection)
-                thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
-                thread.start()
-                connection.thread = thread
-                otherwise.pop_all()
+            if not self._admit(connection):
+                return None
+            otherwise.callback(self._forget, connection)
+            self._let_another_wait()
+            connection.is_served = True
+            otherwise.pop_all()
+        return connection
+
+    def _let_another_wait(self) -> None:
+        """Raises RuntimeError where there are no threads: then this one goes on to wait."""
+        with self._lock:
+            if self._waiting > 1:
+                self._waiting -= 1
+                return
+        threading.Thread(target=self._work, name="dicom", daemon=True).start()
 
     def _admit(self, new: Connection) -> bool:
         """Count it in. Of an address's silent connections the oldest gives way: eleven half-open sockets must not
@@ -196,7 +229,10 @@ class Listener:
             wire.send(pdu.reject(*LOCAL_LIMIT))
             return
         peer = Peer(asked.calling, asked.called, connection.address, uuid.uuid4().hex[:12], node)
-        association = Association(wire, peer, contexts, asked.bytes_max, limits, self._stopping.is_set)
+        association = Association(
+            wire, peer, contexts, asked.bytes_max, limits, self._stopping.is_set, lambda: self._forget(connection),
+            self._known_now,
+        )  # fmt: skip
         connection.association = association
         wire.send(answer)
         association.run()
@@ -210,6 +246,16 @@ class Listener:
         if node is not None and not self._allowed_address(node, connection.address):
             raise Rejected(UNKNOWN_CALLING, "known AE title from another address")
         return node
+
+    def _known_now(self, peer: Peer) -> Peer:
+        """A device that is removed meanwhile may do nothing any more."""
+        try:
+            node = self._find_node(peer.ae_title)
+        except DatabaseAway:
+            return peer
+        if node is None and peer.node is not None:
+            node = replace(peer.node, rights=frozenset())
+        return peer if node == peer.node else replace(peer, node=node)
 
     def _take_slot(self, connection: Connection, ae_title: str, contexts: Iterable[Context]) -> None:
         """A storm of images must leave room for worklist and MPPS (durability.md 1.8)."""

@@ -48,6 +48,7 @@ class Context:
     extended: bytes = b""
 
 
+@lru_cache(256)
 def read(body: bytes, contexts_max: int) -> Asked:
     """Decode the request. Raises Violation for anything that is none: the codec's errors are many."""
     try:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from broker.dicom.habits import NO_HABITS, Habits
 from broker.errors import BrokerError
 
 
@@ -34,6 +35,8 @@ class NodeInfo:
     rights: frozenset[str]
     character_set: str
     mpps_strict: bool | None
+    modality: str = ""
+    habits: Habits = NO_HABITS
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,9 @@ class Command:
 @dataclass
 class Request:
     """dataset: the bytes as they came, in transfer_syntax; for C-STORE empty (the sink has them). cancelled: ask before
-    each response and at least every 100 ms of work (C-CANCEL-RQ). extended: SOP class extended negotiation bytes."""
+    each response and at least every 100 ms of work (C-CANCEL-RQ). cancelled_at_the_end: ask once when all answers are
+    made: those that are not on the wire are then not sent. sent: how many responses are on the wire, or on their way.
+    extended: SOP class extended negotiation bytes."""
 
     peer: Peer
     command: Command
@@ -62,6 +67,8 @@ class Request:
     sink: "Sink | None" = None
     extended: bytes = b""
     cancelled: Callable[[], bool] = lambda: False
+    cancelled_at_the_end: Callable[[], bool] = lambda: False
+    sent: Callable[[], int] = lambda: 0
 
 
 @dataclass

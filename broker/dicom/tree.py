@@ -35,7 +35,7 @@ def vr_of(tag: int) -> str:
 def read(data: bytes, transfer_syntax: str, limits: Limits, *, any_charset: bool = False) -> Tree:
     """Raises Unreadable for anything that is no data set, is too deep or too long.
 
-    any_charset: text in a set that we do not know is read as ASCII, `?` for the rest (conformance.md 1.6)."""
+    any_charset: text in a set that we do not know is read as ASCII (charset.default_repertoire)."""
     try:
         reader = _Reader(data, transfer_syntax == IMPLICIT_LE, limits, any_charset)
         return reader.dataset(0, len(data), ("",), 0)[0]

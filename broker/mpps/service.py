@@ -16,7 +16,7 @@ from broker.model.patients import Patient
 from broker.model.performed import PerformedSeries, PerformedStep, PerformedStepLink
 from broker.model.site import Node
 from broker.mpps import link, rules
-from broker.mwl import items, orders
+from broker.mwl import orders
 from broker.states import PERFORMED, STEP, advance, can
 
 UNICODE = "ISO_IR 192"
@@ -142,7 +142,7 @@ def _begin(
             )
         )
         if starts:
-            _move(session, step, "start", now=now, actor=performed.source_ae, cause="MPPS N-CREATE")
+            orders.move_step(session, step, "start", now=now, actor=performed.source_ae, cause="MPPS N-CREATE")
         else:
             (closed if is_his else strangers).append(step)
         outbox.touch(session, step.order_pk)
@@ -168,16 +168,7 @@ def _follow(session: Session, step: ScheduledStep, actor: str, *, now: dt.dateti
     ).all()
     event = rules.step_event((part.status, is_wrong_entry(part)) for part in parts)
     if event and can(STEP, step.status, event):
-        _move(session, step, event, now=now, actor=actor, cause="MPPS N-SET")
-
-
-def _move(session: Session, step: ScheduledStep, event: str, *, now: dt.datetime, actor: str, cause: str) -> None:
-    """The item of an ended step was not encoded again since: it must not come back with an old name."""
-    was_ended = step.status not in items.LIVE
-    orders.move_step(session, step, event, now=now, actor=actor, cause=cause)
-    if was_ended and step.status in items.LIVE:
-        session.flush()
-        items.rebuild(session, step.order_pk, now=now)
+        orders.move_step(session, step, event, now=now, actor=actor, cause="MPPS N-SET")
 
 
 def is_wrong_entry(performed: PerformedStep) -> bool:

@@ -33,7 +33,8 @@ class PersonCommand:
 @dataclass(frozen=True)
 class StepCommand:
     """sps_id: empty = make one. station_ae_titles: None = no change. placer_*, filler_*: of its own order group, where
-    a procedure comes in several. appointment_*: of the slot in a schedule (SCH-2, else SCH-1)."""
+    a procedure comes in several. appointment_*: of the slot in a schedule (SCH-2, else SCH-1). label: of the worklist
+    on which it is to stand."""
 
     sps_id: str = ""
     modality: str | None = None
@@ -41,6 +42,7 @@ class StepCommand:
     start_date: str | None = None
     start_time: str | None = None
     description: str | None = None
+    label: str | None = None
     attributes: dict[str, Any] = field(default_factory=dict)
     placer_number: str = ""
     placer_issuer: str = ""
@@ -84,7 +86,8 @@ class Policies:
 
 # Table 0119 as the broker acts on it, and what ADT and SIU ask of steps.
 # RP, RU and RO: one NW that `replaces`. OC, OD, CR: CA, DC. note: OK, UA, UC, UX, RQ, which change nothing here.
-Control = Literal["NW", "XO", "CA", "DC", "HD", "RL", "SC", "SN", "NA", "SS", "note", "no_show"]
+# reinstate: a person brings back what has not begun; no message does.
+Control = Literal["NW", "XO", "CA", "DC", "HD", "RL", "SC", "SN", "NA", "SS", "note", "no_show", "reinstate"]
 PRIORITIES = ("LOW", "ROUTINE", "MEDIUM", "HIGH", "STAT")  # of (0040,1003), the most urgent last
 
 
@@ -96,7 +99,8 @@ class OrderCommand:
     by `policies`. is_issuer_assumed: the message does not say whose number that is (OBR-18 has no room for it). known:
     what to do with a new order that is known with other content. unknown: what to do with a change of an order that is
     not known. replaces: the orders that this one stands in for, by their numbers. place: where in the message the order
-    stands (`ORC^1`), for errors."""
+    stands (`ORC^1`), for errors. label: of the steps that it makes and of which it says no other.
+    is_listed: another provider's worklist says it, and nobody orders."""
 
     control: Control
     accession_number: str = ""
@@ -115,6 +119,8 @@ class OrderCommand:
     unknown: Literal["refuse", "place"] = "refuse"
     policies: Policies = Policies()
     is_issuer_assumed: bool = False
+    label: str = ""
+    is_listed: bool = False
 
 
 @dataclass(frozen=True)

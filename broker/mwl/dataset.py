@@ -59,6 +59,7 @@ def build(
         "StudyInstanceUID": procedure.study_instance_uid,
         "PlacerOrderNumberImagingServiceRequest": procedure.placer_number,
         "FillerOrderNumberImagingServiceRequest": procedure.filler_number,
+        "WorklistLabel": step.label,
     }  # fmt: skip
     scheduled: dict[str, Any] = {
         **step.attributes,

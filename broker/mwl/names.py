@@ -6,14 +6,14 @@ from typing import Literal
 from broker.dicom.variants import SUBSTITUTE
 from broker.dicom.variants import VERSION as VARIANTS_VERSION
 from broker.mwl import kana
-from broker.mwl.matching import fold as plain
+from broker.mwl.texts import fold as plain
 
 TABLES_VERSION = f"variants {VARIANTS_VERSION}, kana {kana.VERSION}"
 Grade = Literal["N0", "N1", "N2", "N3", "N4", "missing"]
 # Forms of one kanji that both stand in JIS X 0208: common in names, never told apart at the desk.
 FORMS = str.maketrans(
-    "邊邉齋齊斎澤廣國櫻嶋島曾條濱龍瀧黒禮惠榮壽藏萬與圓會學實眞",
-    "辺辺斉斉斉沢広国桜島島曽条浜竜滝黒礼恵栄寿蔵万与円会学実真",
+    "邊邉齋齊斎澤廣國櫻嶋島曾條濱龍瀧黒禮惠榮壽藏萬與圓會學實眞凜",
+    "辺辺斉斉斉沢広国桜島島曽条浜竜滝黒礼恵栄寿蔵万与円会学実真凛",
 )
 # Other romanisations (Kunrei, long vowels) -> passport style.
 SPELLINGS = [

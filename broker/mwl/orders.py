@@ -12,7 +12,7 @@ from sqlmodel import Session
 
 from broker import audit, casebook, db
 from broker.config import Site
-from broker.errors import DuplicateKey, MissingField
+from broker.errors import DuplicateKey, MissingField, WrongState
 from broker.model.orders import ImagingOrder, RequestedProcedure
 from broker.model.patients import Patient
 from broker.mwl import items, order_identity, patients, said, slots, steps
@@ -21,12 +21,14 @@ from broker.mwl.commands import PRIORITIES, OrderCommand, Outcome
 from broker.mwl.order_changes import Told, tell_parts
 from broker.mwl.said import Part, Telling
 from broker.mwl.steps import Cause, move_step
+from broker.states import STEP, can
 
 __all__ = ["apply", "carry_out", "move_step"]
 
 # What is said of steps: by ORC-1; by ORC-5 (table 0038) of a state that the RIS tells (SC), or of a change (XO). What
 # is not here says nothing that we act upon: A some results are there, ER error.
 WORDS = {"CA": "cancel", "DC": "cancel", "HD": "hold", "RL": "release", "no_show": "no_show"}
+CAUSES = {"no_show": "no show", said.BACK: "a person"}  # of the others: ORC-1
 STATUS = {
     "SC": "release", "IP": "arrive", "CM": "complete", "CA": "cancel", "DC": "cancel", "HD": "hold", "RP": "cancel",
 }  # fmt: skip
@@ -137,8 +139,10 @@ def _tell_order(order: ImagingOrder, command: OrderCommand, telling: Telling) ->
         telling.changed += ["priority"] if priority != order.priority else []
         order.priority, order.said = priority, order.said | {"priority": telling.at}
     elif command.control != "XO":
-        ordered = priority if command.known == "change" else _more_urgent(order, priority)
-        if telling.refuse and ordered != order.priority and telling.at >= order.said.get(said.BORN, ""):
+        is_free = command.known == "change" or said.is_listed(order, ORDERED)
+        ordered = priority if is_free else _more_urgent(order, priority)
+        is_fixed = telling.at >= order.said.get(said.BORN, "") and not said.is_listed(order, ORDERED)
+        if telling.refuse and ordered != order.priority and is_fixed:
             raise DuplicateKey(telling.place, "the order exists already with another priority; send a change (XO)")
         telling.changed += ["priority"] if ordered != order.priority else []
         order.priority, order.said = ordered, order.said | {ORDERED: telling.at}
@@ -211,6 +215,21 @@ def _say(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
     return _tell_steps(session, order, command, WORDS[command.control], cause)
 
 
+def _bring_back(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
+    """A person has what was cancelled, expired or not shown on the worklist again. What was said before that of its
+    end, of a hold or an arrival counts no more, and what else was said of it meanwhile does.
+
+    Raises WrongState where nothing of it has ended so, MissingField where its steps have in several ways."""
+    order = finding.known(session, command)
+    targets = finding.targets(session, order, command)
+    ended = {step.status for step in steps.under(session, order, targets) if can(STEP, step.status, said.BACK)}
+    if not ended:
+        raise WrongState(_place_of(command), "nothing of it was cancelled, has expired or was not shown")
+    if len(ended) > 1:
+        raise MissingField("sps_id", f"its steps are {' and '.join(sorted(ended))}: say which one is to come back")
+    return _say_of(session, order, targets, command, said.BACK, cause)
+
+
 def _state(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
     """SC: the state that the RIS tells. A blank or unlisted ORC-5 is noted."""
     order = finding.known(session, command)
@@ -243,7 +262,7 @@ def _say_of(
 ) -> Outcome:
     """A cancel that comes too late for some step, an end of what was cancelled, and an end that is older than all of
     what it names (two senders' clocks may differ), are questions for a person."""
-    why = f"ORC-1 {command.control}" if command.control != "no_show" else "no show"
+    why = CAUSES.get(command.control, f"ORC-1 {command.control}")
     effect = steps.happen(session, order, targets, word, _at(order, command, cause), why, cause)
     doubts: dict[str, list[str]] = {"late_cancel": [], "late_change": []}
     if effect.late and DISCONTINUED not in (command.control, command.status):
@@ -262,6 +281,7 @@ def _say_of(
     audit.record(
         session, "order.cancel" if word == "cancel" else "order.status", f"order:{order.key}", actor=cause.actor,
         now=cause.now, control=command.control, status=command.status, late=effect.late,
+        **({"reason": command.reason} if command.reason else {}),
     )  # fmt: skip
     _remember(session, order, command, cause)
     reply = "UC" if doubts["late_cancel"] else UNABLE.get(word, "OK") if effect.older else "OK"
@@ -384,6 +404,7 @@ def _send_status(session: Session, command: OrderCommand, cause: Cause) -> Outco
 
 def _note(session: Session, command: OrderCommand, cause: Cause) -> Outcome:
     order = finding.known(session, command)
+    _remember(session, order, command, cause)
     audit.record(
         session, "order.note", f"order:{order.key}", actor=cause.actor, now=cause.now, control=command.control,
         status=command.status,
@@ -413,10 +434,7 @@ def _place_of(command: OrderCommand) -> str:
 
 
 def _remember(session: Session, order: ImagingOrder, command: OrderCommand, cause: Cause) -> None:
-    at = said.not_ahead(command.at, cause.now)
-    newest = max(filter(None, (order.last_event_at, at)), default=None)
-    if newest != order.last_event_at:
-        order.last_event_at = newest
+    said.heard(order, command.at, cause.now)
     session.add(order)
 
 
@@ -428,6 +446,6 @@ def _trace(session: Session, order: ImagingOrder, command: OrderCommand, cause: 
 
 
 CONTROLS: dict[str, Callable[[Session, OrderCommand, Cause], Outcome]] = {
-    "NW": _new, "XO": _change, **dict.fromkeys(WORDS, _say), "SC": _state, "SN": _assign, "NA": _assigned,
-    "SS": _send_status, "note": _note,
+    "NW": _new, "XO": _change, **dict.fromkeys(WORDS, _say), said.BACK: _bring_back, "SC": _state, "SN": _assign,
+    "NA": _assigned, "SS": _send_status, "note": _note,
 }  # fmt: skip

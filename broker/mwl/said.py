@@ -16,8 +16,11 @@ from broker.errors import DuplicateKey
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
 
 Part = ImagingOrder | RequestedProcedure | ScheduledStep
+LISTED = "listed:"  # before a name: when another provider's worklist said it, and which (ris_bridge/upstream_effect.py)
 BORN, ENDED = "born", "ended"  # of the oldest message that names the row; of the message that ended the step
 OPPOSITE = {"hold": "release", "release": "hold", "arrive": "unarrive", "unarrive": "arrive"}
+BACK = "reinstate"  # by a person
+TAKEN_BACK = ("cancel", "no_show", "complete", "hold", "arrive")  # by that, where they were said before it
 AFTER = dt.timedelta(microseconds=1)
 # A wrong year would win for ever. Clocks that are minutes apart, or in another zone than they say, keep their times: to
 # move those would put the messages of one sender out of their order.
@@ -36,6 +39,13 @@ def not_ahead(at: dt.datetime | None, now: dt.datetime) -> dt.datetime | None:
     """The same time; where it is further ahead than any clock may be, now: to the second, as most senders know it, so
     that what follows in the same second is no older."""
     return now.replace(microsecond=0) if at is not None and is_far_ahead(at, now) else at
+
+
+def heard(order: ImagingOrder, at: dt.datetime | None, now: dt.datetime) -> None:
+    """A message about the order was taken. updated_at says when, whatever time it has itself: many senders repeat that
+    of the order."""
+    order.last_event_at = max(filter(None, (order.last_event_at, not_ahead(at, now) or now)))
+    order.updated_at = max(order.updated_at, now)
 
 
 def is_far_ahead(at: dt.datetime, now: dt.datetime) -> bool:
@@ -64,7 +74,22 @@ def contents(said: Any, names: Iterable[str] = ()) -> dict[str, Any]:
 def news(at: str, row: Part, values: Mapping[str, Any], known: Mapping[str, Any] | None = None) -> list[str]:
     """The names of what a message of that time would change. known: values that no column holds."""
     before = {name: value_of(row, name) for name in values} | dict(known or {})
-    return [name for name, value in values.items() if value != before[name] and at >= row.said.get(name, "")]
+    return [
+        name for name, value in values.items()
+        if value != before[name] and (at >= row.said.get(name, "") or is_listed(row, name))
+    ]  # fmt: skip
+
+
+def is_listed(row: Part, name: str) -> bool:
+    """Known from a worklist alone: what a message says of it counts more, whenever it was made."""
+    at, _, source = row.said.get(LISTED + name, "").partition(" ")
+    return bool(source) and at == row.said.get(name)
+
+
+def vouch(row: Part, name: str = BORN) -> None:
+    """It is no longer what a list alone says."""
+    if LISTED + name in row.said:
+        row.said = {one: time for one, time in row.said.items() if one != LISTED + name}
 
 
 def tell(
@@ -73,8 +98,9 @@ def tell(
     """Set what changes, and remember since when all of it is known; the names of what changed. what: of what kind the
     row is. What `known` holds is set by the caller. Raises DuplicateKey where it may not change."""
     new = news(telling.at, row, values, known)
-    if new and telling.refuse and telling.at >= row.said.get(BORN, ""):
-        named = new[0].replace("_", " ")
+    fixed = [] if is_listed(row, BORN) else [name for name in new if not is_listed(row, name)]
+    if fixed and telling.refuse and telling.at >= row.said.get(BORN, ""):
+        named = fixed[0].replace("_", " ")
         raise DuplicateKey(telling.place, f"the {what} exists already with another {named}; send a change (XO)")
     before = {name: value_of(row, name) for name in values} | dict(known or {})
     telling.older |= any(value != before[name] for name, value in values.items() if name not in new)
@@ -84,9 +110,11 @@ def tell(
     for name in new:
         if not _is_attribute(name) and name not in (known or {}):
             setattr(row, name, values[name])
-    current = {name: telling.at for name in values if telling.at > row.said.get(name, "")}
+    current = {name: telling.at for name in values if telling.at > row.said.get(name, "") or is_listed(row, name)}
     if current:
         row.said = row.said | current
+    if telling.refuse:
+        vouch(row)
     telling.changed += new
     return new
 
@@ -110,12 +138,21 @@ def named(row: Part, at: str) -> bool:
 # Order controls
 
 
+def against(control: str) -> tuple[str, ...]:
+    """What keeps it from counting where that was said later."""
+    if control == BACK:
+        return TAKEN_BACK
+    opposite = (OPPOSITE[control],) if control in OPPOSITE else ()
+    return (*opposite, BACK) if control in TAKEN_BACK else opposite
+
+
 def word(row: Part, control: str, at: str) -> bool:
     """Remember that it was said of the row; False where something newer was."""
-    opposite = OPPOSITE.get(control, control)
-    if at < max(row.said.get(control, ""), row.said.get(opposite, "")):
+    others = against(control)
+    vouch(row, control)  # whenever this was said
+    if at < max(row.said.get(one, "") for one in (control, *others)):
         return False
-    kept = {name: time for name, time in row.said.items() if name != opposite}
+    kept = {name: time for name, time in row.said.items() if name not in others or name == BACK}
     row.said = kept | {control: at}
     return True
 
@@ -127,4 +164,5 @@ def newest(rows: Sequence[Part], control: str) -> str:
 
 def holds(rows: Sequence[Part], control: str) -> bool:
     """Whether it counts, and not its opposite."""
-    return newest(rows, control) > newest(rows, OPPOSITE[control])
+    said = newest(rows, control)
+    return said > newest(rows, OPPOSITE[control]) and said >= newest(rows, BACK)

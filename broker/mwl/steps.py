@@ -8,16 +8,17 @@ import datetime as dt
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam
+from sqlalchemy import bindparam, update
 from sqlmodel import Session, col, select
 
 from broker import audit, casebook, db, outbox
 from broker.config import Site
-from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
 from broker.model.performed import PerformedStepLink
-from broker.mwl import said
+from broker.mwl import items, said
 from broker.states import STEP, advance, can
 
+OPEN = ("SCHEDULED", "ARRIVED", "READY", "STARTED")  # what a device may be shown by its usual query
 BEGUN = ("STARTED", "COMPLETED", "DISCONTINUED")
 HAVE_ENDED = ("COMPLETED", "DISCONTINUED", "CANCELED", "EXPIRED", "NO_SHOW")
 # What is said -> the events that lead there, as far as the table has them from where the step is.
@@ -29,10 +30,11 @@ PATHS = {
     "cancel": ("cancel",),
     "no_show": ("release", "no_show"),  # the same, whichever of hold and no-show came first
     "complete": ("release", "start", "complete"),  # no MPPS told of it, so the RIS does
+    said.BACK: ("reinstate",),
 }
 OVERTOOK = "is older than the order of what it names"  # why a person is asked about an end
 ENDS = ("cancel", "no_show", "complete")
-OF_ITS_TIME = (*ENDS, "arrive")  # reach only the steps that were there when it was said
+OF_ITS_TIME = (*ENDS, "arrive", said.BACK)  # reach only the steps that were there when it was said
 NEVER_COMPLETED = ("CANCELED", "DISCONTINUED")
 Above = tuple[ImagingOrder, RequestedProcedure, ScheduledStep]  # of a step: what is said of them is said of it
 
@@ -66,11 +68,22 @@ def move_step(session: Session, step: ScheduledStep, event: str, *, now: dt.date
     if step.status != before:
         step.status_at = now
         session.add(step)
+        if (before in OPEN) != (step.status in OPEN):
+            OPEN_STATIONS.execute(session, {"of_step": step.key, "now_open": step.status in OPEN})
         audit.record(
             session, "step.change", f"step:{step.key}", actor=actor, now=now, event=event, cause=cause, before=before,
             after=step.status,
         )  # fmt: skip
+        if (before in items.LIVE) != (step.status in items.LIVE):
+            items.follow(session, step, now=now)
     outbox.touch(session, step.order_pk)
+
+
+OPEN_STATIONS = db.Prepared(
+    update(ScheduledStation)
+    .where(col(ScheduledStation.step_pk) == bindparam("of_step"))
+    .values(is_open=bindparam("now_open"), updated_at=ScheduledStation.updated_at)
+)
 
 
 def of(session: Session, order_pk: int, procedure_pk: int | None = None) -> Sequence[ScheduledStep]:
@@ -82,6 +95,16 @@ def of(session: Session, order_pk: int, procedure_pk: int | None = None) -> Sequ
 
 def procedures_of(session: Session, order_pk: int) -> Sequence[RequestedProcedure]:
     return PROCEDURES.all(session, order_pk=order_pk)
+
+
+def under(session: Session, order: ImagingOrder, targets: Sequence[said.Part]) -> list[ScheduledStep]:
+    """Those that are among these parts of the order, or below them; locked."""
+    procedures = {row.key: row for row in procedures_of(session, order.key)}
+    return [
+        step
+        for step in of(session, order.key)
+        if any(one is row for one in targets for row in (order, procedures[step.requested_procedure_pk], step))
+    ]
 
 
 def happen(
@@ -97,10 +120,7 @@ def happen(
     for step in of(session, order.key):
         above = (order, procedures[step.requested_procedure_pk], step)
         over = {place for place, one in enumerate(heard) if any(row is one for row in above)}
-        if not over:
-            continue
-        opposite = said.OPPOSITE.get(control)
-        if opposite and said.newest(above, opposite) > at:
+        if not over or any(said.newest(above, one) > at for one in said.against(control)):
             continue
         if control in OF_ITS_TIME and at < step.said.get(said.BORN, ""):
             missed |= over
@@ -122,7 +142,9 @@ def inherit(session: Session, above: Above, cause: Cause, *, until: str = "") ->
         _reach(session, step, above, "arrive", said.newest(above, "arrive"), "arrive", cause)
     if said.holds(above, "hold"):
         _reach(session, step, above, "hold", said.newest(above, "hold"), "hold", cause)
-    ends = [(row.said[end], end) for row in above for end in ENDS if row.said.get(end, "") > born]
+    counts_from = said.newest(above, said.BACK)
+    told = [(row.said[end], end) for row in above for end in ENDS if row.said.get(end, "") > born]
+    ends = [(at, end) for at, end in told if at >= counts_from]
     due = [(at, end) for at, end in sorted(ends) if not until or at < until]
     for at, end in due:
         _reach(session, step, above, end, at, end, cause)

@@ -35,6 +35,7 @@ def apply(
         if command.event == "transfer":
             _move(session, order, command, at, cause)
         else:
+            said.heard(order, command.at, now)
             effect = steps.happen(session, order, targets, command.event, at, command.cause or command.event, cause)
             if effect.older or effect.unborn:
                 audit.record(
@@ -90,6 +91,7 @@ def _move(session: Session, order: ImagingOrder, command: VisitCommand, at: str,
     is_open = any(step.status in items.LIVE for step in steps.of(session, order.key))
     if command.location is None or not is_open:
         return
+    said.heard(order, command.at, cause.now)
     telling = Telling(at)
     said.tell(telling, order, {LOCATION: command.location}, "order")
     session.add(order)

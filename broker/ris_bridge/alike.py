@@ -11,7 +11,7 @@ from broker.mwl.commands import ProcedureCommand, StepCommand
 
 CODES, STATION_NAME = "ScheduledProtocolCodeSequence", "ScheduledStationName"
 COMMENTS = "RequestedProcedureComments"  # all of them stand there, one below the other
-SCHEDULED = ("modality", "start_date", "start_time")
+SCHEDULED = ("modality", "start_date", "start_time", "label")
 TEXTS = ("description", "code_value", "code_scheme", "code_meaning")  # of a procedure
 NUMBERS = (("placer_number", "placer_issuer"), ("filler_number", "filler_issuer"))
 SLOT = (("appointment_number", "appointment_issuer"),)

@@ -44,7 +44,7 @@ PROCEDURE = (
 )  # fmt: skip
 STEP = (
     "step.sps_id", "step.modality", "step.station_ae_titles", "step.station_name", "step.location",
-    "step.scheduled_start", "step.description", "step.performing_physician", "step.protocol_code.value",
+    "step.scheduled_start", "step.description", "step.label", "step.performing_physician", "step.protocol_code.value",
     "step.protocol_code.scheme", "step.protocol_code.meaning",
 )  # fmt: skip
 COLUMNS = ("control", *ORDER, *PROCEDURE, *STEP)

@@ -10,7 +10,7 @@ from broker import audit, clock, db
 from broker.config import Settings
 from broker.errors import Unsupported
 from broker.model.messages import Message
-from broker.ris_bridge import csv_road, inbox, journal, rest_road
+from broker.ris_bridge import csv_road, inbox, journal, rest_road, upstream_effect, upstream_road
 from broker.ris_bridge.fhir import road as fhir_road
 from broker.ris_bridge.hl7 import road
 from broker.ris_bridge.inbox import Received, Road
@@ -22,6 +22,7 @@ ROADS: dict[str, Callable[[Message, Settings], tuple[Received, Road]]] = {
     rest_road.PROTOCOL: rest_road.again,
     fhir_road.PROTOCOL: fhir_road.again,
     csv_road.PROTOCOL: csv_road.again,
+    upstream_effect.PROTOCOL: upstream_road.again,
 }
 Outcome = Literal["applied", "refused", "was applied already"]
 

@@ -13,14 +13,14 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from broker import ids
 from broker.config import Site
-from broker.errors import BrokerError, InvalidValue, MissingField
+from broker.errors import BrokerError, InvalidValue, MissingField, UnknownKey
 from broker.mwl import kana
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.ris_bridge import alike, http_road, json_faults
 from broker.ris_bridge.hl7 import names, values
 
 B = TypeVar("B", bound=BaseModel)
-PLAIN = r"^[^\\\x00-\x1f\x7f]*$"  # no backslash, which would make two values of one (PS3.5 6.2)
+PLAIN = ids.PLAIN
 LINES = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
 GROUP_TEXT = r"^([^\\=^\x00-\x1f\x7f]*\^){0,4}[^\\=^\x00-\x1f\x7f]*$"
 SH = Annotated[str, Field(max_length=16, pattern=PLAIN)]
@@ -29,6 +29,8 @@ LT = Annotated[str, Field(max_length=10_240, pattern=LINES)]
 GROUP = Annotated[str, Field(max_length=64, pattern=GROUP_TEXT)]  # one component group of a name
 AE_TITLE = Annotated[str, Field(pattern=ids.AE_TITLE)]
 DOTTED, SEX, MODALITY = r"^[0-9.]*$", "^[MFO]?$", "^[A-Z0-9_ ]{1,16}$"
+# (0074,1202). A node names several, separated by commas.
+LABEL = r"^([^\\\x00-\x1f\x7f,\s]([^\\\x00-\x1f\x7f,]{0,62}[^\\\x00-\x1f\x7f,\s])?)?$"
 PRIORITY = "^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$"
 UID = Annotated[str, Field(max_length=64, pattern=DOTTED)]
 PATTERNS = {
@@ -38,6 +40,8 @@ PATTERNS = {
     ids.AE_TITLE: "must be 1 to 16 ASCII characters without backslash and without blanks at either end",
     DOTTED: "must hold digits and dots only", SEX: "must be M, F or O, or empty",
     MODALITY: "must be 1 to 16 of A to Z, 0 to 9, _ and blank",
+    LABEL: "must be at most 64 characters without commas, backslashes and control characters, and without a blank at"
+    " either end",
     PRIORITY: "must be STAT, HIGH, ROUTINE, MEDIUM or LOW",
 }  # fmt: skip
 DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
@@ -113,6 +117,7 @@ class StepBody(Body):
     location: SH | None = None
     scheduled_start: Moment | None = None
     description: LO | None = None
+    label: Annotated[str, Field(pattern=LABEL)] | None = None
     performing_physician: AnyName | None = None
     protocol_codes: Annotated[list[Code], Field(max_length=100)] | None = None
 
@@ -152,6 +157,18 @@ class Reason(Body):
 
 class Arrival(Body):
     at: Moment | None = None
+
+
+class BringBack(Body):
+    """id: of the procedure. Without sps_id all steps of the order are meant."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=1_000, pattern=LINES)] | None = None
+    id: SH | None = None
+    sps_id: SH | None = None
+
+
+class Label(Body):
+    label: Annotated[str, Field(pattern=LABEL)] | None = None
 
 
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
@@ -285,6 +302,24 @@ def changed(body: OrderBody, known: http_road.Known, has: Sequence[Has], site: S
             _named(procedure, path)
         _check_new(procedure, [one for one in has if one.is_meant(procedure)], path)
     return replace(known.command("XO", place="order"), **_said(_command("XO", body, site)))
+
+
+def brought_back(body: BringBack, known: http_road.Known, has: Sequence[Has]) -> OrderCommand:
+    """has: the procedures of the order. Raises MissingField for the reason, or where several procedures have a step of
+    that ID, UnknownKey where none has."""
+    if not (body.reason or "").strip():
+        raise MissingField("reason", "is required: it is kept with who did it")
+    command = known.command("reinstate", reason=body.reason, place="order_id")
+    if not (body.sps_id or body.id):
+        return command
+    mine = [one for one in has if body.id in (None, one.numbers["id"])]
+    mine = [one for one in mine if body.sps_id is None or body.sps_id in one.sps_ids]
+    if not mine:
+        raise UnknownKey("sps_id" if body.sps_id else "id", "the order has no such step or procedure")
+    if len(mine) > 1:
+        raise MissingField("id", "several procedures of the order have a step of that ID: say which one")
+    steps = (StepCommand(body.sps_id),) if body.sps_id else ()
+    return replace(command, procedures=(ProcedureCommand(mine[0].numbers["id"], steps=steps),))
 
 
 def demographics(body: OrderBody, known: http_road.Known, site: Site) -> PersonCommand | None:
@@ -432,6 +467,7 @@ def _step(body: StepBody, site: Site, path: str) -> StepCommand:
         start_date=date,
         start_time=time,
         description=body.said("description"),
+        label=body.said("label"),
         attributes={
             "ScheduledPerformingPhysicianName": _physician(body, "performing_physician", site),
             "ScheduledStationName": body.said("station_name", lambda name: [name] if name else ""),

@@ -15,13 +15,13 @@ from sqlmodel import Session, col, select
 from broker import db
 from broker.archive import status
 from broker.config import Settings, Site
-from broker.errors import BrokerError, Stale, UnknownKey
+from broker.errors import BrokerError, MissingField, Stale, UnknownKey
 from broker.model.messages import Message
 from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
 from broker.model.patients import Patient
 from broker.mwl import order_finding as finding
-from broker.mwl.commands import Command, PatientCommand, VisitCommand
-from broker.ris_bridge import http_road, poll_orders, rest_orders
+from broker.mwl.commands import Command, PatientCommand, ProcedureCommand, StepCommand, VisitCommand
+from broker.ris_bridge import http_road, labels, poll_orders, rest_orders
 from broker.ris_bridge.effects import Asked, Cause, Done
 from broker.ris_bridge.http_road import Known, Reply, Request
 from broker.ris_bridge.inbox import Answer, Read, Received, Road
@@ -29,18 +29,22 @@ from broker.ris_bridge.rest_orders import Has
 
 PROTOCOL = "rest"
 ORDERS = "/api/v1/orders"
+STEPS = "/api/v1/worklist"
 CHANGE = "change it by PATCH"
 PATH = re.compile(ORDERS + r"(?:/(\d{1,18})(?:/([a-z-]+))?)?")
+PATH_OF_STEP = re.compile(STEPS + r"/(\d{1,18})/(label)")
 
 
 @dataclass(frozen=True)
 class Context:
-    """text: the body. known, has: the order that the path names, its procedures."""
+    """text: the body. known, has: the order that the path names, its procedures. step: which it names, by Requested
+    Procedure ID and SPS ID."""
 
     text: str
     site: Site
     known: Known | None = None
     has: tuple[Has, ...] = ()
+    step: tuple[str, str] | None = None
 
     @property
     def order(self) -> Known:
@@ -72,6 +76,22 @@ def arrive(context: Context) -> list[Command]:
     return [VisitCommand("arrive", context.order.person, order=order, at=moment, cause="arrive", place="order_id")]
 
 
+def bring_back(context: Context) -> list[Command]:
+    body = rest_orders.body(rest_orders.BringBack, context.text)
+    return [rest_orders.brought_back(body, context.order, context.has)]
+
+
+def label(context: Context) -> list[Command]:
+    """Of one step, by its key: null or nothing takes it away."""
+    assert context.step is not None
+    said = rest_orders.body(rest_orders.Label, context.text).said("label")
+    if said is None:
+        raise MissingField("label", "is required: null takes it away")
+    procedure_id, sps_id = context.step
+    procedure = ProcedureCommand(procedure_id, steps=(StepCommand(sps_id, label=said),))
+    return [context.order.command("XO", procedures=(procedure,), place="step_id")]
+
+
 def _control(control: str) -> Callable[[Context], list[Command]]:
     def read(context: Context) -> list[Command]:
         reason = rest_orders.body(rest_orders.Reason, context.text).reason or ""
@@ -89,15 +109,18 @@ ACTIONS: dict[tuple[str, str], Callable[[Context], list[Command]]] = {
     ("POST", "hold"): _control("HD"),
     ("POST", "release"): _control("RL"),
     ("POST", "no-show"): _control("no_show"),
+    ("POST", "reinstate"): bring_back,
 }
+# The same, behind the step's key.
+OF_STEP: dict[tuple[str, str], Callable[[Context], list[Command]]] = {("POST", "label"): label}
 
 # Of what polling.py fetched: no route leads here.
 FETCHED: dict[tuple[str, str], Callable[[Context], list[Command]]] = {("PUT", ""): state}
 
 
 def take(request: Request, *, sender: str, peer: str, key: str, settings: Settings) -> Answer:
-    _, action = _named(request)
-    kind = f"{request.method} order" + (f" {action}" if action else "")
+    named = _named(request)
+    kind = f"{request.method} {'order' if named.step_pk is None else 'step'} {named.action}".rstrip()
     return http_road.take(request, PROTOCOL, ROAD, sender=sender, peer=peer, key=key, kind=kind, settings=settings)
 
 
@@ -107,16 +130,32 @@ def again(row: Message, settings: Settings) -> tuple[Received, Road]:
     return http_road.again(row, road, settings)
 
 
-def _named(request: Request) -> tuple[int | None, str]:
+@dataclass(frozen=True)
+class Named:
+    """What the path says. Of a new order neither key."""
+
+    action: str
+    order_pk: int | None = None
+    step_pk: int | None = None
+
+
+def _named(request: Request) -> Named:
+    if match := PATH_OF_STEP.fullmatch(request.path):
+        return Named(match[2], step_pk=int(match[1]))
     match = PATH.fullmatch(request.path)
+    if match is None and request.path.startswith(f"{STEPS}/"):
+        raise UnknownKey("step_id", "no such step")
     if match is None:
         raise UnknownKey("order_id", "no such order")
-    return (int(match[1]) if match[1] else None), match[2] or ""
+    return Named(match[2] or "", order_pk=int(match[1]) if match[1] else None)
 
 
 def _read(received: Received, before: dt.datetime | None = None) -> Read:
     request = http_road.request_of(received.raw)
-    order_pk, action = _named(request)
+    named = _named(request)
+    order_pk, step = named.order_pk, None
+    if named.step_pk is not None:
+        order_pk, step = db.read(_step, named.step_pk, before)
     known, has = (None, ()) if order_pk is None else db.read(_known, order_pk, before)
     wanted = request.headers.get("if-match", "")
 
@@ -135,11 +174,15 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
         return _told(session, order_pk or next(one.order_pk for one in done if one.order_pk), cause).raw()
 
     def build() -> Asked:
+        if named.step_pk is not None and step is None:
+            raise UnknownKey("step_id", "no such step")
         if order_pk is not None and known is None:
             raise UnknownKey("order_id", "no such order")
-        context = Context(http_road.text(request.body), received.settings.site, known, has)
-        commands = tuple((ACTIONS | FETCHED)[request.method, action](context))
-        return Asked(commands, tell, check if wanted and order_pk else None)
+        context = Context(http_road.text(request.body), received.settings.site, known, has, step)
+        actions = ACTIONS | FETCHED if named.step_pk is None else OF_STEP
+        commands = actions[request.method, named.action](context)
+        own = db.read(labels.of_sender, received.sender)
+        return Asked(tuple(labels.labelled(commands, own)), tell, check if wanted and order_pk else None)
 
     return http_road.read(received, build, rest_orders.keys(request.body), _refusal, CHANGE)
 
@@ -150,6 +193,15 @@ def _known(session: Session, order_pk: int, before: dt.datetime | None) -> tuple
     steps = session.exec(ids).all()
     has = [Has(_numbers(row), tuple(sps_id for pk, sps_id in steps if pk == row.key)) for row in rows]
     return http_road.known(session, order_pk, before), tuple(has)
+
+
+def _step(session: Session, step_pk: int, before: dt.datetime | None) -> tuple[int | None, tuple[str, str] | None]:
+    """Its order; itself by the IDs of its procedure and its own."""
+    step = session.get(ScheduledStep, step_pk)
+    if step is None or (before and step.created_at > before):
+        return None, None
+    procedure = session.get_one(RequestedProcedure, step.requested_procedure_pk)
+    return step.order_pk, (procedure.requested_procedure_id, step.sps_id)
 
 
 def _numbers(row: RequestedProcedure) -> dict[str, str]:
@@ -182,7 +234,8 @@ PARTS = db.Prepared(
         RequestedProcedure.attributes, col(ScheduledStep.pk).label("step_pk"), ScheduledStep.sps_id,
         ScheduledStep.modality, ScheduledStep.start_date, ScheduledStep.start_time,
         col(ScheduledStep.description).label("step_description"),
-        col(ScheduledStep.attributes).label("step_attributes"), ScheduledStation.ae_title,
+        col(ScheduledStep.attributes).label("step_attributes"), col(ScheduledStep.label).label("step_label"),
+        ScheduledStation.ae_title,
     )
     .outerjoin(ScheduledStep, ScheduledStep.requested_procedure_pk == RequestedProcedure.pk)
     .outerjoin(ScheduledStation, ScheduledStation.step_pk == ScheduledStep.pk)

@@ -1,8 +1,9 @@
 """A modality: asks for its worklist, reports what it does (MPPS), sends pictures filled from the item (IHE RAD-8)."""
 
+import contextlib
 import datetime as dt
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -41,6 +42,19 @@ class Refused(Exception):
     """The other side did not accept the association or answered nothing."""
 
 
+@contextlib.contextmanager
+def held(association: Association) -> Iterator[Association]:
+    """Released at the end. Raises Refused where the other side went between two requests."""
+    try:
+        yield association
+    except RuntimeError as error:  # pynetdicom's, for a request without an association
+        if association.is_established:
+            raise
+        raise Refused("association gone") from error
+    finally:
+        association.release()
+
+
 class Modality:
     """One scanner. Every call opens its own association and releases it, as scanners do."""
 
@@ -75,17 +89,13 @@ class Modality:
         return association
 
     def echo(self) -> int:
-        association = self.associate([(Verification, [ImplicitVRLittleEndian])])
-        try:
+        with held(self.associate([(Verification, [ImplicitVRLittleEndian])])) as association:
             return _status(association.send_c_echo())
-        finally:
-            association.release()
 
     def worklist(self, query: Dataset | None = None, **step_keys: str) -> list[Dataset]:
         """The items that match. step_keys: by keyword, such as Modality='CT'. Raises Refused on any failure status."""
-        association = self.associate([(ModalityWorklistInformationFind, [ImplicitVRLittleEndian])])
         items = []
-        try:
+        with held(self.associate([(ModalityWorklistInformationFind, [ImplicitVRLittleEndian])])) as association:
             for status, identifier in association.send_c_find(
                 query or self.query(**step_keys), ModalityWorklistInformationFind
             ):
@@ -94,8 +104,6 @@ class Modality:
                     raise Refused(f"C-FIND {code:04X}")
                 if identifier is not None:
                     items.append(identifier)
-        finally:
-            association.release()
         return items
 
     def query(self, **step_keys: str) -> Dataset:
@@ -184,12 +192,9 @@ class Modality:
         return mpps
 
     def _mpps(self, verb: str, attributes: Dataset, uid: str) -> tuple[int, Dataset | None]:
-        association = self.associate([(ModalityPerformedProcedureStep, [ExplicitVRLittleEndian])])
-        try:
+        with held(self.associate([(ModalityPerformedProcedureStep, [ExplicitVRLittleEndian])])) as association:
             status, answer = getattr(association, verb)(attributes, ModalityPerformedProcedureStep, uid)
             return _status(status), answer
-        finally:
-            association.release()
 
     def images(
         self, item: Dataset | None, count: int = 2, *, mpps_uid: str = "", series_uid: str = "", **changes: Any
@@ -245,11 +250,9 @@ class Modality:
     def store(self, images: Sequence[Dataset], *, transfer_syntax: str = ExplicitVRLittleEndian) -> list[int]:
         """C-STORE all on one association; the status of each."""
         classes = {str(image.SOPClassUID) for image in images}
-        association = self.associate([(sop_class, [transfer_syntax]) for sop_class in sorted(classes)])
-        try:
+        contexts = [(sop_class, [transfer_syntax]) for sop_class in sorted(classes)]
+        with held(self.associate(contexts)) as association:
             return [_status(association.send_c_store(_with_meta(image, transfer_syntax))) for image in images]
-        finally:
-            association.release()
 
 
 def evidence(image: Dataset) -> tuple[str, str]:

@@ -25,24 +25,31 @@ from broker.web import (
     fhir_routes,
     lists_routes,
     messages_routes,
+    metrics,
     orders_routes,
     patients_routes,
     reports_routes,
     status_routes,
+    why_routes,
+    worklist_routes,
 )
 from broker.web.auth import here_or_token, open_to_all
 from broker.web.guard import Guard
 from broker.web.limits import Bounded
 from broker.web.live import Live, in_time
+from broker.web.metrics import AGE, STALE, Figure
 
 HERE = Path(__file__).parent
 
 
 def create_app(
-    settings: Settings, ports: Mapping[str, int], alive: Mapping[str, Callable[[], bool]] | None = None
+    settings: Settings,
+    ports: Mapping[str, int],
+    alive: Mapping[str, Callable[[], bool]] | None = None,
+    figures: Mapping[str, Figure] | None = None,
 ) -> FastAPI:
     """ports: role -> port, filled while the broker starts; shown on the status page and by /healthz/ready.
-    alive: role -> whether its port takes connections, for /healthz/ready."""
+    alive: role -> whether its port takes connections, for /healthz/ready. figures: of this process, for /metrics."""
     live = Live(settings.limits)
 
     @contextlib.asynccontextmanager
@@ -53,15 +60,19 @@ def create_app(
 
     app = FastAPI(title="ris-broker", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.live, app.state.settings, app.state.ports = live, settings, ports
+    app.state.metrics = metrics.registry(figures or {})
     app.include_router(status_routes.router)
     app.include_router(lists_routes.router)
+    app.include_router(worklist_routes.router)
+    app.include_router(why_routes.router)
+    app.include_router(metrics.router)
     app.include_router(messages_routes.router)
     app.include_router(cases_routes.router)
     app.include_router(patients_routes.router)
     app.include_router(orders_routes.router)
     app.include_router(reports_routes.router)
     app.include_router(fhir_routes.router)
-    _plain_routes(app, settings, ports, {} if alive is None else alive)
+    _plain_routes(app, settings, ports, {} if alive is None else alive, figures or {})
     app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
     errors.install(app)
     app.add_middleware(Guard)
@@ -71,7 +82,11 @@ def create_app(
 
 
 def _plain_routes(
-    app: FastAPI, settings: Settings, ports: Mapping[str, int], alive: Mapping[str, Callable[[], bool]]
+    app: FastAPI,
+    settings: Settings,
+    ports: Mapping[str, int],
+    alive: Mapping[str, Callable[[], bool]],
+    figures: Mapping[str, Figure],
 ) -> None:
     templates = Jinja2Templates(HERE / "templates")
     database = db.Lookout(lambda session: session.exec(select(1)).one())
@@ -99,12 +114,24 @@ def _plain_routes(
     @app.get("/", dependencies=[Depends(here_or_token)], response_class=HTMLResponse)
     def page(request: Request) -> Any:
         words = WORDS[settings.site.language]
+        stale, age = (figures[name].read() if name in figures else None for name in (STALE, AGE))
         return templates.TemplateResponse(
             request,
             "status.html",
             {"w": words, "lang": settings.site.language, "ports": ports, "version": __version__,
-             "now": clock.local(clock.now(), settings.site.timezone), **db.read(_figures)},
+             "now": clock.local(clock.now(), settings.site.timezone), "stale": bool(stale),
+             "minutes": round((age or 0) / 60), **_looked_up()},
         )  # fmt: skip
+
+
+def _looked_up() -> dict[str, Any]:
+    """While the database is away the page still says so."""
+    try:
+        return {**db.read(_figures), "away": False}
+    except Exception as error:
+        if not db.is_away(error):
+            raise
+        return {"orders": [], "messages": [], "cases": "–", "unknown": "–", "last_message": "–", "away": True}
 
 
 def _figures(session: Session) -> dict[str, Any]:
@@ -124,12 +151,15 @@ def _figures(session: Session) -> dict[str, Any]:
 WORDS = {
     "ja": {
         "title": "ris-broker の状態", "ports": "待ち受けポート", "orders": "オーダー", "messages": "受信メッセージ",
-        "cases": "確認待ち", "unknown": "拒否した未登録装置", "last": "最後の受信", "state": "状態", "count": "件数",
-        "none": "まだありません",
+        "cases": "確認待ち", "unknown": "接続を拒否した装置", "last": "最後の受信", "state": "状態", "count": "件数",
+        "none": "まだありません", "away": "データベースに接続できません。復旧するまで受け付けられないものがあります。",
+        "stale": "装置には {} 分前のワークリストを表示しています。",
     },
     "en": {
         "title": "ris-broker status", "ports": "Open ports", "orders": "Orders", "messages": "Messages received",
-        "cases": "Waiting for a person", "unknown": "Unknown devices refused", "last": "Last message", "state": "State",
+        "cases": "Waiting for a person", "unknown": "Devices refused", "last": "Last message", "state": "State",
         "count": "Count", "none": "none yet",
+        "away": "The database is away. Until it is back, some things cannot be taken.",
+        "stale": "Devices are shown the worklist of {} minutes ago.",
     },
 }  # fmt: skip

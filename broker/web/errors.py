@@ -1,6 +1,6 @@
 """Every error as application/problem+json (RFC 9457), without patient data and without a traceback."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -48,8 +48,14 @@ def _invalid(error: Exception) -> JSONResponse:
     """The field and what is wrong with it; never the value, which may be the patient's."""
     assert isinstance(error, RequestValidationError)
     found = json_faults.faults(error.errors(), {})
-    fields = [{"field": ".".join(map(str, where[1:])), "problem": words} for where, words in found]
+    fields = [{"field": _field(where), "problem": words} for where, words in found]
     return problem(422, "not acceptable", "; ".join(f"{f['field']}: {f['problem']}" for f in fields), errors=fields)
+
+
+def _field(where: Sequence[str | int]) -> str:
+    """Without the part of the request, unless it is the body itself that is wrong: as a whole, or at that character."""
+    part, *inside = where
+    return str(part) if part == "body" and not isinstance(inside[:1] and inside[0], str) else ".".join(map(str, inside))
 
 
 def _http(error: Exception) -> JSONResponse:
@@ -59,7 +65,8 @@ def _http(error: Exception) -> JSONResponse:
 
 def _unauthorised(_error: Exception) -> JSONResponse:
     return problem(
-        401, "a token is needed", "send Authorization: Bearer …; broker token create makes one",
+        401, "a token is needed",
+        "send Authorization: Bearer … with one that is known here and not disabled; broker token create makes one",
         headers={"WWW-Authenticate": "Bearer"},
     )  # fmt: skip
 

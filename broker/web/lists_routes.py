@@ -1,21 +1,39 @@
-"""Lists for people with rights: worklist, nodes."""
+"""Lists for people with rights: nodes."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
+from pydantic import BaseModel, ConfigDict, Field
 
-from broker import db, site
-from broker.mwl import worklist
-from broker.web.auth import needs
+from broker import clock, db, site
+from broker.web.auth import Principal, needs
+from broker.web.fields import Text
 
 router = APIRouter(prefix="/api/v1")
-
-
-@router.get("/worklist", dependencies=[Depends(needs("ris", "qc"))])
-def get_worklist(request: Request, ae: str | None = None) -> dict[str, Any]:
-    return {"items": db.read(worklist.listing, ae, request.app.state.settings.limits.list_items_max)}
 
 
 @router.get("/nodes", dependencies=[Depends(needs())])
 def get_nodes() -> dict[str, Any]:
     return {"items": db.read(lambda session: [row.model_dump(exclude={"pk"}) for row in site.nodes(session)])}
+
+
+class Accepted(BaseModel):
+    """proposals: their names; empty = all."""
+
+    model_config = ConfigDict(extra="forbid")
+    proposals: Annotated[list[Text], Field(max_length=100)] = []
+
+
+@router.get("/nodes/{ae_title:path}/suggestions", dependencies=[Depends(needs())])
+def get_suggestions(ae_title: Text, request: Request) -> dict[str, Any]:
+    """What its last queries say about a device, and nobody has said yet."""
+    return {"items": db.read(site.suggestions, ae_title, request.app.state.settings)}
+
+
+@router.post("/nodes/{ae_title:path}/suggestions/accept")
+def post_accept(
+    ae_title: Text, wanted: Accepted, request: Request, who: Annotated[Principal, Depends(needs())]
+) -> dict[str, Any]:
+    settings = request.app.state.settings
+    taken = db.run(site.accept, ae_title, wanted.proposals, settings, now=clock.now(), actor=who.name)
+    return {"accepted": taken, "node": db.read(lambda session: site.node(session, ae_title).model_dump(exclude={"pk"}))}

@@ -53,5 +53,6 @@ for _name, _does in {
     "hold": 'Off the worklist until it is released: {"reason"}.',
     "release": "Back on the worklist.",
     "no-show": "The patient did not come.",
+    "reinstate": 'Back on the worklist, what was cancelled, has expired or was not shown: {"reason", "sps_id", "id"}.',
 }.items():
     router.post(f"/{{order_id}}/{_name}", name=_name, description=_does)(act)

@@ -18,7 +18,7 @@ from broker.model.patients import Patient
 from broker.mwl import identity
 from broker.mwl import order_finding as finding
 from broker.mwl.commands import Identifier, ProcedureCommand, StepCommand
-from broker.ris_bridge import http_road
+from broker.ris_bridge import http_road, labels
 from broker.ris_bridge.budget import budget
 from broker.ris_bridge.effects import Asked, Cause, Done
 from broker.ris_bridge.fhir import elements, resources
@@ -80,7 +80,8 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
             for key, wanted in made.expected:
                 _check(session, key, wanted, names)
 
-        return Asked(tuple(made.commands), tell, check)
+        label = db.read(labels.of_sender, received.sender)
+        return Asked(tuple(labels.labelled(made.commands, label)), tell, check)
 
     said = () if isinstance(found, BrokerError) else elements.keys(found)
     return http_road.read(received, build, said, lambda error: _refusal(error, items), CHANGE)

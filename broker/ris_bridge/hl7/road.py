@@ -18,7 +18,7 @@ from broker.errors import BrokerError, InvalidValue, NoRoom, NotAllowed, Unreada
 from broker.model.messages import Message as Journalled
 from broker.model.site import Sender
 from broker.mwl.commands import Command
-from broker.ris_bridge import inbox, intakes
+from broker.ris_bridge import inbox, intakes, labels
 from broker.ris_bridge.budget import budget
 from broker.ris_bridge.effects import Done
 from broker.ris_bridge.hl7 import (
@@ -223,7 +223,7 @@ def _read(found: Received, given: Sender | None = None) -> Read:
     own = db.read(store.load, sender.mapping) if sender and sender.mapping else None
     profile, site = for_sender(own, head.type), own.source_site(settings.site) if own else settings.site
     reader = None if profile and profile.rules else _reader(head.type, settings)
-    override = sender.character_set if sender else ""
+    override, label = (sender.character_set, sender.label) if sender else ("", "")
     _check_escapes(found.raw, head, settings.limits)
     msg = message.parse(found.raw, settings.limits, settings.hl7.character_set, override)
     in_budget()
@@ -235,7 +235,7 @@ def _read(found: Received, given: Sender | None = None) -> Read:
 
     def commands() -> Sequence[Command]:
         nonlocal asked
-        asked = reader(msg, site, profile) if mapped else reader(msg, site)
+        asked = labels.labelled(reader(msg, site, profile) if mapped else reader(msg, site), label)
         in_budget()
         return asked
 

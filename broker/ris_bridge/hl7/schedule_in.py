@@ -40,7 +40,9 @@ UNITS = {"S": "seconds", "SEC": "seconds", "MIN": "minutes", "M": "minutes", "H"
 NUMBERS = ("placer_number", "placer_issuer", "filler_number", "filler_issuer")
 OF_ORDER = ("accession_number", "accession_issuer", "at", "reason")
 OF_PROCEDURE = ("requested_procedure_id", "study_instance_uid")
-OF_STEP = ("sps_id", "appointment_number", "appointment_issuer", "station_ae_titles", "start_date", "start_time")
+OF_STEP = (
+    "sps_id", "appointment_number", "appointment_issuer", "station_ae_titles", "start_date", "start_time", "label",
+)  # fmt: skip
 OF_SLOT = ("ScheduledStationName", "ScheduledProcedureStepLocation", "ScheduledPerformingPhysicianName")
 IDENTIFIERS = ("accession_number", "requested_procedure_id", "sps_id", "study_instance_uid")
 PROFILE = "siu-scheduling"

@@ -281,6 +281,7 @@ KEYWORDS = {
     "procedure.code_meaning": "CodeMeaning",
     "step.sps_id": "ScheduledProcedureStepID",
     "step.description": "ScheduledProcedureStepDescription",
+    "step.label": "WorklistLabel",
     "patient.id": "PatientID",
     "patient.issuer": "IssuerOfPatientID",
     "order.accession_issuer": "IssuerOfPatientID",
@@ -317,6 +318,7 @@ FIELDS: dict[str, Kind] = {
                                    check=_like(ids.AE_TITLE, "is no AE title")),
     "step.start": Kind(_start, "date and time, in the site's zone", parts=("start_date", "start_time")),
     "step.description": SINGLE,
+    "step.label": SINGLE,
     "step.appointment_number": Kind(_number("PlacerOrderNumberImagingServiceRequest"), "EI: number and authority of the"
                                     " slot", parts=("appointment_number", "appointment_issuer"), absent=""),
 }  # fmt: skip
