@@ -11,6 +11,7 @@ import structlog
 from sqlalchemy import create_engine, text
 
 from broker import config, db, log, schema
+from tests import world
 from tests.databases import Database, PostgresDatabase, SqliteDatabase
 from tests.house import House
 from tests.premises import Premises, make_settings
@@ -29,6 +30,11 @@ def _logs() -> None:
     """In the program's words, where the test looks: what structlog writes by itself shows all values of a failure, and
     takes its time for it."""
     structlog.configure(processors=log.PROCESSORS)
+
+
+@pytest.fixture(autouse=True)
+def _one_now() -> None:
+    world.begin()
 
 
 @pytest.fixture(scope="session")

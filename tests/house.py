@@ -14,6 +14,7 @@ from sqlmodel import Session, SQLModel, select
 from broker import access, clock, config, db, site
 from broker.dicom.listener import Listener
 from broker.mwl.offered import Recorder
+from broker.mwl.snapshot import Snapshot
 from broker.ris_bridge.hl7.mllp import MllpServer
 from broker.serve import ROLES, Broker
 from broker.sim.ehr import Ehr
@@ -25,7 +26,7 @@ R = TypeVar("R", bound=SQLModel)
 DEVICES = {"CT1": "CT", "CT2": "CT", "MR1": "MR", "US1": "US", "CR1": "CR"}
 PATIENCE_SECONDS = 20
 QUIET_SECONDS_MAX = 2
-BUSY_PARTS = (BackgroundScheduler, Recorder, Listener, MllpServer, uvicorn.Server)
+BUSY_PARTS = (BackgroundScheduler, Recorder, Snapshot, Listener, MllpServer, uvicorn.Server)
 
 
 class House:
@@ -88,6 +89,8 @@ class House:
         access.forget()
         for recorder in self._parts[Recorder]:
             recorder.forget()
+        for snapshot in self._parts[Snapshot]:
+            snapshot.forget()
         for scheduler in self._parts[BackgroundScheduler]:
             scheduler.resume()
 
@@ -109,6 +112,10 @@ class House:
             yield server.server_state.tasks
         for scheduler in self._parts[BackgroundScheduler]:
             yield from (any(executor._instances.values()) for executor in scheduler._executors.values())
+
+    def dicom_connections(self) -> list[str]:
+        """The addresses of those that are open."""
+        return [one.address for listener in self._parts[Listener] for one in list(listener._connections)]
 
     # who talks to it
 

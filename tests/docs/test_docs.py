@@ -8,10 +8,6 @@ from typer.main import get_command
 
 from broker import cli, config
 from broker.archive import decide, detectors
-from broker.dicom import verification
-from broker.dicom.storage_classes import STORAGE_CLASSES, TRANSFER_SYNTAXES
-from broker.mpps import scp as mpps_scp
-from broker.mwl import scp as mwl_scp
 from broker.ris_bridge.hl7.road import READERS
 
 ROOT = Path(__file__).parent.parent.parent
@@ -26,15 +22,6 @@ def test_every_setting_is_documented_with_its_default():
     actual = {name: value for name, value, _ in config.show(config.Settings(), {})}
     actual["data_dir"] = "./data"
     assert documented == actual
-
-
-def test_every_sop_class_that_is_offered_is_in_the_statement():
-    settings = config.Settings()
-    offers = [*verification.offers(), *mwl_scp.offers(settings, None), *mpps_scp.offers(settings)]
-    statement = text("docs/conformance/dicom.md")
-    assert {uid for uid, _ in offers} == set(re.findall(r"\| (1\.2\.840\.[0-9.]+) \|", statement))
-    assert f"all {len(STORAGE_CLASSES)} storage classes" in statement
-    assert set(TRANSFER_SYNTAXES) == set(re.findall(r"`(1\.2\.840\.[0-9.]+)`", statement))
 
 
 def test_every_row_and_detector_of_the_gate_is_in_the_statement():

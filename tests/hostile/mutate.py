@@ -24,7 +24,7 @@ OTHERS = {  # kind, version: what comes after MSH
 NASTY = [
     b"", b'""', b"^", b"~", b"&", b"\\", b"^^^^^^^^^^", b"~~~~~~~~", b"&&&&", b"\\X0D\\", b"\\X00\\", b"\\XFF\\", b"\\X1B2442\\",
     b"\\C2842\\", b"\\M1234\\", b"\\.br\\", b"\\Z\\", b"\\E\\\\F\\", b"\x00", b"\x1b$B", b"\x1b(J", b"\x1b$(D", b"\xff\xfe", b"\x80",
-    b"\xe5\xb1", "山田".encode(), "表".encode("cp932"), b"A" * 65, b"9" * 400, b"-1", b"1e9", b"20351301", b"00000000",
+    b"\xe5\xb1", "本田".encode(), "表".encode("cp932"), b"A" * 65, b"9" * 400, b"-1", b"1e9", b"20351301", b"00000000",
     b"20351201250000+9900", b"NW", b"CA", b"ZZ", b"1.2.03", b"1." + b"2" * 70, b"'; --", b"%s%n", b"../..", b"\n", b"\x85",
 ]  # fmt: skip
 SETS = [b"", b"ASCII", b"~ISO IR87", b"ISO IR14~ISO IR87", b"UNICODE UTF-8", b"8859/1", b"GB 18030-2000", b"CP932", b"EUC-JP",

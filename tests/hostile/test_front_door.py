@@ -2,6 +2,7 @@
 
 import errno
 import resource
+import select
 import socket
 import struct
 import threading
@@ -380,8 +381,9 @@ class Poor:
         self._sock, self.times = sock, times
 
     def accept(self) -> tuple[socket.socket, tuple[str, int]]:
+        """The kernel looks for a descriptor first, whether somebody knocks or not."""
         if self.times:
-            self.times -= 1
+            self.times -= bool(select.select([self._sock], [], [], 0)[0])
             raise OSError(errno.EMFILE, "Too many open files")
         return self._sock.accept()
 
@@ -393,8 +395,13 @@ def test_without_descriptors_the_oldest_silent_connection_gives_way(listener):
     listener.limits.dicom_associate_seconds_max = 60
     idle = [connect(listener) for _ in range(3)]
     assert eventually(lambda: len(listener._connections) == 3)
-    listener._socket = Poor(listener._socket, 2)
+    listener._socket = Poor(listener._socket, 3)  # the second comes before the first could have helped
+    assert echo(listener) == 0x0000  # by who waits in the kernel already
+    time.sleep(1)  # nobody knocks: nobody need give way
+    assert len(listener._connections) == 3
+    knocking = connect(listener)
     assert all(ended(sock) for sock in idle[:2])
+    knocking.close()
     assert echo(listener) == 0x0000
     assert idle[2] and len(listener._connections) >= 1
 

@@ -188,7 +188,7 @@ def test_a_flood_of_half_requests_shuts_no_port_of_a_process_with_few_descriptor
 
 def test_what_is_left_for_http_is_what_the_others_may_not_need(monkeypatch):
     limits = Limits()
-    for allowed, left in ((100_000, 90_000), (1024, 100), (64, 1)):
+    for allowed, left in ((100_000, 90_000), (1024, 80), (64, 1)):
         monkeypatch.setattr(resource, "getrlimit", lambda _which, allowed=allowed: (allowed, allowed))
         assert left <= descriptors.left_for_http(limits) < allowed
 

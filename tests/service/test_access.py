@@ -21,8 +21,8 @@ def fresh(monkeypatch):
     access.forget()
 
 
-def add(ae_title: str) -> None:
-    db.run(site.add_node, ae_title, host="127.0.0.1", port=104, modality="CT", actor="test", now=clock.now())
+def add(ae_title: str, **fields: object) -> None:
+    db.run(site.add_node, ae_title, host="127.0.0.1", port=104, modality="CT", actor="test", now=clock.now(), **fields)
 
 
 @pytest.fixture
@@ -49,6 +49,34 @@ def test_a_node_is_known_as_soon_as_it_is_added():
     assert access.find_node("CT1") is None
     add("CT1")
     assert access.find_node("CT1").ae_title == "CT1"
+
+
+def test_what_titles_stand_for_is_known_as_soon_as_the_node_is():
+    assert access.directory().kind("CTOLD") == ""
+    add("CT1", aliases=["CTOLD"], groups=["CTPOOL"])
+    assert access.directory().shown("CTOLD") == ("CT1",)
+    assert access.directory().means("CTPOOL") == {"CTPOOL", "CT1", "CTOLD"}
+    known = access.directory()
+    assert access.directory() is known  # the same as long as the nodes are: who caches by it keeps what it has
+    add("CT2", groups=["CTPOOL"])
+    assert access.directory().shown("CTPOOL") == ("CT1", "CT2")
+
+
+@pytest.mark.parametrize("title", ["CTOLD", "CTPOOL"])
+def test_an_alias_and_a_group_are_names_in_orders_and_nobody_may_call_by_them(title):
+    add("CT1", aliases=["CTOLD"], groups=["CTPOOL"])
+    assert access.find_node("CT1").habits.aliases == {"CTOLD"}
+    assert access.find_node(title) is None
+
+
+def test_while_the_database_is_away_the_last_known_titles_stand_for_what_they_did(away):
+    add("CT1", aliases=["CTOLD"])
+    assert access.directory().shown("CTOLD") == ("CT1",)
+    away()
+    assert access.directory().shown("CTOLD") == ("CT1",)
+    access.forget()
+    with pytest.raises(DatabaseAway):
+        access.directory()
 
 
 def test_while_the_database_is_away_the_last_known_nodes_count(away, capsys):

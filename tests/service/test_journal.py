@@ -11,7 +11,8 @@ import pytest
 from sqlalchemy import event, insert, text
 from sqlmodel import Session, select
 
-from broker import cli, clock, db, site
+from broker import clock, db, site
+from broker.commands import common
 from broker.errors import InvalidValue, UnknownKey, WrongState
 from broker.model.messages import Message, MessageKey
 from broker.model.orders import ImagingOrder, ScheduledStep
@@ -267,9 +268,9 @@ def test_who_sends_a_message_does_not_write_on_the_terminal_of_who_reads_it(inbo
     said = "\n".join(view.lines(shown["raw_segments"]))
     assert "HIS\\x1b]0;x\\x07\\x9b2J\\u202e\\u200b" in said
     assert "\\x1b[2J" in said
-    cli._show([{"sender": shown["sender"], "text": "a\nb\ud800"}], as_json=False)
-    cli._show([{"sender": shown["sender"]}], as_json=True)
-    cli._show([{"sender": "山田\t"}], as_json=False)
+    common.show([{"sender": shown["sender"], "text": "a\nb\ud800"}], as_json=False)
+    common.show([{"sender": shown["sender"]}], as_json=True)
+    common.show([{"sender": "山田\t"}], as_json=False)
     told = capsys.readouterr().out
     assert json.loads(re.search(r"\[\n.*\n\]", told, re.DOTALL)[0]) == [{"sender": shown["sender"]}]
     assert "a\\x0ab\\ud800\n" in told

@@ -638,7 +638,7 @@ def test_the_desk_lists_merges_and_takes_them_back(family, settings):
 
 
 def test_merges_are_listed_and_taken_back_at_the_command_line(family, settings, monkeypatch):
-    monkeypatch.setattr(cli, "_open", lambda *_: settings)
+    monkeypatch.setattr("broker.commands.orders.opened", lambda *_: settings)
     family.meet("A", "B")
     family.say("merge", "B", "A")
     (merge,) = family.merges()

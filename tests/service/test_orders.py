@@ -11,14 +11,16 @@ from broker.archive import status
 from broker.config import Site
 from broker.errors import DuplicateKey, UnknownKey
 from broker.model.images import ReconciliationCase
-from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep, StepVersion
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep, StepVersion
 from broker.model.patients import Patient
 from broker.model.status import OrderStatus
 from broker.model.work import AuditEvent
-from broker.mwl import order_finding, orders
+from broker.mwl import answers, order_finding, orders
 from broker.mwl.commands import Identifier, OrderCommand, PersonCommand, ProcedureCommand, StepCommand
+from broker.mwl.keys import plain, step_keys
 
 pytestmark = pytest.mark.usefixtures("database")
+HOUR = dt.timedelta(hours=1)
 NOON = dt.datetime(2025, 7, 5, 3, tzinfo=dt.UTC)
 YAMADA = PersonCommand((Identifier("1", "HOSP"),), "YAMADA^TARO=山田^太郎", "19700101", "M")
 SATO = PersonCommand((Identifier("2", "HOSP"),), "SATO^HANAKO=佐藤^花子", "19850315", "F")
@@ -551,3 +553,47 @@ def test_an_order_that_is_over_is_no_question():
     stranger = dataclasses.replace(SATO, identifiers=YAMADA.identifiers)
     apply(command("XO", at=NOON + dt.timedelta(hours=2), patient=stranger, procedures=()))
     assert [case.kind for case in rows(ReconciliationCase)] == []
+
+
+OF_STEP = {"start_date": 0x00400002, "start_time": 0x00400003, "modality": 0x00080060, "description": 0x00400007}
+
+
+def told(step: ScheduledStep) -> dict[str, str]:
+    """What a device is shown of it."""
+    keys = step_keys(answers.item_of(step.dataset, "X"))
+    return {**{name: plain(keys, tag) for name, tag in OF_STEP.items()}, "stations": plain(keys, 0x00400001)}
+
+
+@pytest.mark.parametrize("end", [{"control": "SC", "status": "CM"}, {"control": "CA"}, {"control": "no_show"}],
+                         ids=["completed", "cancelled", "not shown"])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"start_date": "20350706", "start_time": "100000"}, {"modality": "MR"}, {"description": "other"},
+        {"station_ae_titles": ("CT2",)}, {"start_date": "20350706", "station_ae_titles": ("CT2", "CT3")},
+    ],
+    ids=["day", "modality", "description", "station", "day and stations"],
+)  # fmt: skip
+def test_what_was_said_before_its_end_and_comes_after_it_is_the_same_in_all_that_is_kept_of_a_step(end, changed):
+    apply(command(steps=2))
+    apply(command(**end, steps=2, at=NOON + HOUR * 2))
+    apply(change_step(command("XO", at=NOON + HOUR), **changed))
+    (step, other), stations = rows(ScheduledStep), rows(ScheduledStation)
+    titles = changed.get("station_ae_titles", ("CT1",))
+    fields = {name: value for name, value in changed.items() if name in OF_STEP}
+    assert {name: getattr(step, name) for name in fields} == fields
+    assert told(step) == {**{name: getattr(step, name) for name in OF_STEP}, "stations": "\\".join(titles)}
+    assert [(row.ae_title, row.start_date, row.is_open) for row in stations if row.step_pk == step.pk] == [
+        (title, step.start_date, False) for title in titles
+    ]
+    assert (step.version, other.version) == (2, 1)
+    assert rows(StepVersion)[-1].dataset == step.dataset
+
+
+def test_what_lacks_something_after_its_end_is_shown_to_nobody_and_asks_nobody():
+    apply(command())
+    apply(command("SC", status="CM", at=NOON + HOUR * 2))
+    apply(change_step(command("XO", at=NOON + HOUR), modality=""))
+    (step,) = rows(ScheduledStep)
+    assert (step.status, step.modality, step.dataset, step.offerable) == ("COMPLETED", "", b"", False)
+    assert rows(ReconciliationCase) == []

@@ -1,12 +1,16 @@
-"""Senders and intakes as an administrator changes them: only what is said, checked like new ones, and audited."""
+"""Devices, senders and intakes as an administrator changes them: only what is said, checked like new ones, audited."""
+
+import datetime as dt
 
 import pytest
 from sqlmodel import select
 
 from broker import clock, db, site
+from broker.dicom import tree
 from broker.errors import BrokerError, ConfigError, DuplicateKey, InvalidValue, UnknownKey
-from broker.model.site import Intake, MappingProfile, Sender
+from broker.model.site import Intake, MappingProfile, Node, Sender
 from broker.model.work import AuditEvent
+from broker.model.worklist import WorklistAnswer, WorklistKeys, WorklistQuery
 from broker.ris_bridge.mapping import store
 
 pytestmark = pytest.mark.usefixtures("database")
@@ -153,3 +157,161 @@ def test_a_site_file_may_exchange_folders_and_not_double_one(tmp_path):
     with pytest.raises(BrokerError, match="is watched by"):
         applied(c="/one")
     assert [row.name for row in db.read(site.intakes)] == ["a", "b"]
+
+
+def node(ae_title: str, **fields: object) -> str:
+    return told(site.add_node, ae_title, any_address=True, **fields)
+
+
+def stored(ae_title: str = "CT1") -> Node:
+    return db.read(site.node, ae_title)
+
+
+def test_of_a_node_only_what_is_said_is_changed_and_it_is_audited():
+    node("CT1", modality="CT", aliases=["CTOLD"], sees=["own"])
+    assert told(site.change_node, "CT1", profile="asks-for-today", sees=None, hide=[]) == "changed"
+    row = stored()
+    assert (row.modality, row.aliases, row.profile, row.sees, row.hide) == ("CT", ["CTOLD"], "asks-for-today", None, [])
+    values = {"profile": ["", "asks-for-today"], "sees": [["own"], None], "hide": [None, []]}
+    assert audited()[1:] == [{"change": "changed", "values": values}]
+    assert told(site.change_node, "CT1", hide=[]) == "unchanged"
+    with pytest.raises(InvalidValue, match="with today_is_window needs days_before and days_after"):
+        told(site.change_node, "CT1", profile="", quirks=["today_is_window"])
+    with pytest.raises(UnknownKey):
+        told(site.change_node, "CT9", modality="MR")
+    with pytest.raises(DuplicateKey, match="broker node change changes them"):
+        node("CT1", modality="MR")
+
+
+@pytest.mark.parametrize(
+    ("ae_title", "fields", "said"),
+    [
+        ("CT1", {"aliases": ["CT2"]}, "node CT1 aliases: CT2 is the node CT2 itself"),
+        ("CT1", {"aliases": ["CTNEW"]}, "node CT1 aliases: CTNEW is an alias of the node CT2 already"),
+        ("CT1", {"aliases": ["POOL"]}, "node CT1 aliases: POOL is a group, in which the node CT2 is"),
+        ("CT1", {"groups": ["CT2"]}, "node CT1 groups: CT2 is the node CT2 itself"),
+        ("CT1", {"groups": ["CTNEW"]}, "node CT1 groups: CTNEW is an alias of the node CT2 already"),
+        ("CTNEW", {}, "node CTNEW: CTNEW is an alias of the node CT2 already"),
+        ("POOL", {}, "node POOL: POOL is a group, in which the node CT2 is"),
+    ],
+)
+def test_a_title_stands_for_one_thing(ae_title, fields, said):
+    node("CT2", aliases=["CTNEW"], groups=["POOL"])
+    with pytest.raises(DuplicateKey) as refused:
+        node(ae_title, **fields)
+    assert said in str(refused.value)
+    assert [row.ae_title for row in db.read(site.nodes)] == ["CT2"]
+    if fields:
+        node(ae_title, groups=["POOL"])  # a group is for several
+        with pytest.raises(DuplicateKey):
+            told(site.change_node, ae_title, **{"groups": [], **fields})
+        assert stored(ae_title).aliases == []
+
+
+def test_a_site_file_may_exchange_aliases_and_not_double_one(tmp_path):
+    def applied(**aliases: str) -> list[tuple[str, str]]:
+        file = tmp_path / "site.toml"
+        text = "".join(
+            f'[[node]]\nae_title = "{one}"\nany_address = true\naliases = ["{to}"]\n' for one, to in aliases.items()
+        )
+        file.write_text(text, "utf-8")
+        return db.run(site.apply, site.read_file(file), now=clock.now(), **WHO)
+
+    applied(CT1="A", CT2="B")
+    assert applied(CT1="B", CT2="A") == [("node CT1", "changed"), ("node CT2", "changed")]
+    with pytest.raises(DuplicateKey, match="B is an alias of the node CT1 already"):
+        applied(CT3="B")
+    assert [row.ae_title for row in db.read(site.nodes)] == ["CT1", "CT2"]
+
+
+def test_a_site_with_all_that_a_node_can_say_is_exported_and_imported(tmp_path):
+    node(
+        "CT1", modality="CT", profile="asks-for-today", aliases=["CTOLD"], groups=["POOL"], sees=["own", "ae:MR1"],
+        labels=["救急"], hide=["STARTED"], started_hours=1.5, finished_hours=0, matches_max=20, days_before=2, days_after=3,
+        character_sets_also=["ISO_IR 192"], lengths={"RequestedProcedureDescription": 16}, requires=["AccessionNumber"],
+        quirks=["omit_empty"], expire_days=3, idle_days=0.5, mpps_strict=True,
+    )  # fmt: skip
+    before, file = stored(), tmp_path / "site.toml"
+    file.write_text(db.read(site.export), "utf-8")
+    entries = site.read_file(file)
+    assert db.run(site.apply, entries, now=clock.now(), **WHO) == [("node CT1", "unchanged")]
+    told(site.remove_node, "CT1")
+    assert db.run(site.apply, entries, now=clock.now(), **WHO) == [("node CT1", "added")]
+    own = {"pk", "created_at", "updated_at"}
+    assert stored().model_dump(exclude=own) == before.model_dump(exclude=own)
+
+
+def asked(*, station: str = "", charset: str = "\\ISO 2022 IR 87", ae_title: str = "CT1", times: int = 12) -> None:
+    """Recorded as often, an hour apart at the most."""
+    step: tree.Tree = {0x00400001: ("AE", station)}
+    keys: tree.Tree = {
+        tree.CHARSET: ("CS", "ISO_IR 192"), 0x00100010: ("PN", "=山田*"), 0x00400100: ("SQ", [step]),
+    }  # fmt: skip
+    dataset, at = tree.write(keys, tree.EXPLICIT_LE, ("ISO_IR 192",)), dt.datetime(2025, 12, 1, 3, tzinfo=dt.UTC)
+
+    def write(session) -> None:
+        kept, answer = (
+            WorklistKeys(digest=f"{ae_title}{station}", dataset=dataset, character_set=charset),
+            WorklistAnswer(digest=f"{ae_title}{station}"),
+        )
+        session.add_all([kept, answer])
+        session.flush()
+        session.add(
+            WorklistQuery(
+                ae_title=ae_title,
+                keys_pk=kept.pk,
+                answer_pk=answer.pk,
+                first_at=at,
+                last_at=at + dt.timedelta(hours=1),
+                times=times,
+            )
+        )
+
+    db.run(write)
+
+
+def test_what_a_devices_queries_say_is_proposed_and_one_word_accepts_it(settings):
+    node("CT1", profile="ascii-only")
+    node("CT2")
+    asked()
+    asked(ae_title="CT2", times=3)
+    (one,) = db.read(site.suggestions, "CT1", settings)
+    assert (one.name, one.evidence) == ("asks-without-station", "12 of 12 queries since 2025-12-01 12:00")
+    assert db.read(site.suggestions, "CT2", settings) == []
+    taken = db.run(site.accept, "CT1", [], settings, now=clock.now(), **WHO)
+    assert (taken, stored().profile) == (["asks-without-station"], "ascii-only,asks-without-station")
+    assert audited()[-1] == {
+        "change": "changed", "values": {"profile": ["ascii-only", "ascii-only,asks-without-station"]},
+        "accepted": {"asks-without-station": "12 of 12 queries since 2025-12-01 12:00"},
+    }  # fmt: skip
+    assert db.run(site.accept, "CT1", [], settings, now=clock.now(), **WHO) == []
+    assert len(audited()) == 3
+
+
+def test_of_several_proposals_those_are_accepted_that_are_named(settings):
+    node("CT1")
+    asked(charset="ISO_IR 100")
+    assert [one.name for one in db.read(site.suggestions, "CT1", settings)] == ["asks-without-station", "character-set"]
+    with pytest.raises(
+        InvalidValue, match="do not propose asks-for-today; what is proposed now: asks-without-station, character-set"
+    ):
+        db.run(site.accept, "CT1", ["character-set", "asks-for-today"], settings, now=clock.now(), **WHO)
+    db.run(site.accept, "CT1", ["character-set"], settings, now=clock.now(), **WHO)
+    assert (stored().character_set, stored().profile) == ("ISO_IR 100", "")
+    with pytest.raises(UnknownKey):
+        db.read(site.suggestions, "CT9", settings)
+
+
+def test_only_the_last_queries_count_and_a_record_that_cannot_be_read_is_left_out(settings):
+    settings = settings.model_copy(update={"limits": settings.limits.model_copy(update={"list_items_max": 1})})
+    node("CT1")
+    asked(station="CT1")
+    db.run(
+        lambda session: setattr(
+            session.exec(select(WorklistQuery)).one(), "last_at", dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+        )
+    )
+    asked()
+    assert [one.name for one in db.read(site.suggestions, "CT1", settings)] == ["asks-without-station"]
+    db.run(lambda session: [setattr(row, "dataset", b"?") for row in session.exec(select(WorklistKeys))])
+    assert db.read(site.suggestions, "CT1", settings) == []

@@ -1,7 +1,10 @@
 """A database that was filled by the version before is brought to the newest schema, and goes on as if it had been so
 from the start: its orders go with their numbers, and older messages lose."""
 
+import contextlib
 import datetime as dt
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 from alembic import command
@@ -11,17 +14,20 @@ from sqlalchemy import Connection, MetaData, create_engine, insert, text
 from sqlmodel import SQLModel, select
 
 from broker import clock, db, schema
-from broker.config import Site
+from broker.config import Settings, Site
+from broker.dicom import habits
+from broker.dicom.tree import Tree, vr_of
 from broker.model.images import ReconciliationCase
 from broker.model.messages import MessageKey
-from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStep
+from broker.model.orders import ImagingOrder, RequestedProcedure, ScheduledStation, ScheduledStep
 from broker.model.patients import Patient
-from broker.mwl import orders, patients
+from broker.mwl import dataset, matching, orders, patients, plan, view, worklist
 from broker.mwl.commands import Identifier, OrderCommand, PatientCommand, PersonCommand, ProcedureCommand, StepCommand
 from broker.ris_bridge import journal
 
 OLD = "0003"
 T0 = dt.datetime(2026, 7, 1, tzinfo=dt.UTC)
+NAMES = ("YAMADA^TARO", "SATO^HANAKO")
 NUMBERS = {1: ("A^HOSP",), 2: ("B^HOSP", "B2^HOSP", "D^HOSP", "D^OTHER")}  # of patients
 # accession -> number in PID-3 (None: by hand), patient, status of its steps.
 ORDERS = {
@@ -36,6 +42,12 @@ RENAMED = T0 + dt.timedelta(hours=20)
 @pytest.fixture(params=["sqlite", "postgresql"])
 def upgraded(request, tmp_path):
     """The engine is open on a database that was filled at the old revision and upgraded."""
+    with _upgraded(request, tmp_path, _fill):
+        yield
+
+
+@contextlib.contextmanager
+def _upgraded(request, tmp_path, fill: Callable[[Connection], None]) -> Iterator[None]:
     admin, name = None, f"old_{tmp_path.name.replace('-', '_').lower()}"[:50]
     url = f"sqlite:///{tmp_path / 'old.sqlite3'}"
     if request.param == "postgresql":
@@ -48,7 +60,7 @@ def upgraded(request, tmp_path):
     with db.engine().begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, OLD)
-        _fill(connection)
+        fill(connection)
     schema.upgrade()
     yield
     db.close_engine()
@@ -70,7 +82,7 @@ def _fill(connection: Connection) -> None:
                 given[column.name] = {dict: {}, str: "", int: 0, bool: False, bytes: b""}.get(_python(column), "")
         return connection.execute(insert(old.tables[table]).values(given)).inserted_primary_key[0]
 
-    for name, sex, numbers in zip(("YAMADA^TARO", "SATO^HANAKO"), "MF", NUMBERS.values(), strict=True):
+    for name, sex, numbers in zip(NAMES, "MF", NUMBERS.values(), strict=True):
         patient = add("patient", name=name, birth_date="19700101", sex=sex, attributes={})
         for number in numbers:
             value, issuer = number.split("^")
@@ -100,9 +112,18 @@ def _fill(connection: Connection) -> None:
                 "scheduled_step", requested_procedure_pk=procedure, order_pk=order, sps_id=f"S{n}", status=status,
                 status_at=CHANGED, modality="CT", start_date="20260710", start_time="150000", patient_id="A",
                 accession_number=accession, placer_number=f"P{place}", attributes={"ScheduledStationName": ["CT"]},
-                offerable=True,
+                offerable=True, dataset=_item(NAMES[patient - 1], accession, f"S{n}"),
             )  # fmt: skip
             add("scheduled_station", step_pk=step, ae_title="CT1")
+
+
+def _item(name: str, accession: str, sps_id: str) -> bytes:
+    step = {
+        "ScheduledStationAETitle": ["CT1"], "ScheduledProcedureStepStartDate": "20260710",
+        "ScheduledProcedureStepStartTime": "150000", "Modality": "CT", "ScheduledProcedureStepID": sps_id,
+    }  # fmt: skip
+    said = {"PatientName": name, "AccessionNumber": accession, "ScheduledProcedureStepSequence": [step]}
+    return dataset.encode_item(dataset.to_tree(said))
 
 
 def _python(column) -> type:
@@ -234,3 +255,60 @@ def test_the_journal_finds_what_came_to_an_order_before_the_upgrade(upgraded):
     assert (found(accession="B2"), found(patient="B2"), found(placer="P2")) == (["B2"], ["B2"], ["A2"])
     assert (found(study="2.25.1"), found(number="A")) == (["A1"], ["A3", "A2", "A1"])
     assert len(rows(MessageKey)) == len({(one.message_pk, one.kind, one.value) for one in rows(MessageKey)})
+
+
+# The worklist
+
+
+def found(step: dict[int, str], name: str = "", looked_at_max: int = 10) -> list[str]:
+    """Accession numbers that CT1 gets."""
+    step_keys: Tree = {tag: (vr_of(tag), value) for tag, value in step.items()}
+    asked: Tree = {plan.PATIENT_NAME: ("PN", name), dataset.STEP_SEQUENCE: ("SQ", [step_keys])}
+    what = replace(view.of(None, "CT1", Settings(), clock.now()), looked_at_max=looked_at_max)
+    items = worklist.search(asked, what, habits.directory({}))
+    by_pk = {step.pk: step.accession_number for step in rows(ScheduledStep)}
+    return sorted(by_pk[item.step_pk] for item in items)
+
+
+def test_what_waited_is_found_by_its_station_and_its_day(upgraded):
+    waiting = ["A1", "A1", "A3", "B1", "B2", "B3", "B4", "B5"]
+    assert found({plan.STATION: "CT1", matching.START_DATE: "20260710"}) == waiting
+    assert found({plan.STATION: "CT1", matching.START_DATE: "20260711"}) == []
+    assert found({plan.STATION: "CT2"}) == []
+
+
+def test_stations_know_the_day_of_their_step_and_whether_it_has_ended(upgraded):
+    told = {row.step_pk: (row.start_date, row.is_open) for row in rows(ScheduledStation)}
+    assert told == {
+        step.pk: ("20260710", step.status not in ("CANCELED", "ON_HOLD")) for step in rows(ScheduledStep)
+    }  # fmt: skip
+
+
+def test_what_waited_is_found_by_the_name_of_its_patient(upgraded):
+    assert [step.name_key for step in rows(ScheduledStep)] == [
+        *["yamada^taro"] * 2, "", *["yamada^taro"] * 2, *["sato^hanako"] * 5,
+    ], "what has ended goes without"  # fmt: skip
+    assert found({}, name="Sato*") == ["B1", "B2", "B3", "B4", "B5"]
+    assert found({}, name="Yamada^*") == ["A1", "A1", "A3"]
+
+
+def _fill_many(connection: Connection) -> None:
+    _fill(connection)
+    old = MetaData()
+    old.reflect(connection, only=["scheduled_step"])
+    table = old.tables["scheduled_step"]
+    one = connection.execute(table.select().where(table.c.pk == 1)).one()._asdict()
+    del one["pk"]
+    connection.execute(insert(table), [{**one, "sps_id": f"M{n}"} for n in range(1200)])
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def crowded(request, tmp_path):
+    """The same with more steps than are looked at together."""
+    with _upgraded(request, tmp_path, _fill_many):
+        yield
+
+
+def test_a_name_is_found_among_all_that_waited_without_a_look_at_each(crowded):
+    assert {step.name_key for step in rows(ScheduledStep) if step.sps_id[0] == "M"} == {"yamada^taro"}
+    assert found({}, name="Sato*", looked_at_max=1000) == ["B1", "B2", "B3", "B4", "B5"]

@@ -394,3 +394,31 @@ def test_and_its_answer():
     reply = Reply(201, "application/json", '{"a": "山田\r\n\r\n"}', {"Location": "/api/v1/orders/17"})
     assert reply.raw().startswith(b"HTTP/1.1 201 Created\r\n")
     assert reply_of(reply.raw()) == reply
+
+
+TWICE = [Has({**dict.fromkeys(rest_orders.PROCEDURE_KEYS, ""), "id": one}, ("S1", f"S{one}")) for one in ("RP1", "RP2")]
+
+
+def brought_back(**body: str) -> OrderCommand:
+    return rest_orders.brought_back(rest_orders.body(rest_orders.BringBack, json.dumps(body)), KNOWN, TWICE)
+
+
+def test_what_comes_back_is_the_order_a_procedure_or_a_step():
+    assert brought_back(reason="x").procedures == ()
+    assert [one.requested_procedure_id for one in brought_back(reason="x", id="RP2").procedures] == ["RP2"]
+    (procedure,) = brought_back(reason="x", sps_id="SRP1").procedures
+    assert (procedure.requested_procedure_id, [one.sps_id for one in procedure.steps]) == ("RP1", ["SRP1"])
+    (procedure,) = brought_back(reason="x", sps_id="S1", id="RP2").procedures
+    assert (procedure.requested_procedure_id, [one.sps_id for one in procedure.steps]) == ("RP2", ["S1"])
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [({}, "reason"), ({"reason": " "}, "reason"), ({"reason": "x", "sps_id": "S1"}, "id"),
+     ({"reason": "x", "sps_id": "S9"}, "sps_id"), ({"reason": "x", "id": "RP9"}, "id"),
+     ({"reason": "x", "sps_id": "SRP1", "id": "RP2"}, "sps_id")],
+)  # fmt: skip
+def test_which_step_comes_back_is_never_guessed(body, place):
+    with pytest.raises(BrokerError) as refused:
+        brought_back(**body)
+    assert refused.value.place == place

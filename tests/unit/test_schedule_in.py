@@ -272,3 +272,11 @@ def test_an_offset_of_nothing_needs_no_unit(offset):
     ais = with_field(AIS, 4, "") + f"|{offset}"
     (step,) = steps_of(one("S13", with_field(SCH, 11, "^^^20251201093000"), PID, RGS, ais))
     assert (step.start_date, step.start_time) == ("20251201", "093000")
+
+
+def test_a_schedule_may_say_on_which_worklist_its_exam_stands():
+    own = profiles.parse(
+        'name = "own"\nextends = "siu-scheduling"\n[identity]\nunknown = "refuse"\n'
+        '[[field]]\nto = "step.label"\nfrom = ["AIS-3.2"]\n'
+    )
+    assert [step.label for step in steps_of(one("S13", SCH, PID, *WHOLE, profile=own))] == ["胸部単純CT"]

@@ -11,8 +11,11 @@ import time
 import pytest
 
 from broker import __version__, config
+from broker.dicom import habits
 from tests import commands
 from tests.world import today
+
+NODE = ("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104")
 
 
 @pytest.fixture
@@ -53,6 +56,49 @@ def test_a_token_is_printed_once_and_senders_are_kept(broker_command):
     assert token not in broker_command("token", "list")
     assert broker_command("sender", "add", "RIS", "--application", "HIS", "--facility", "HOSP") == "added\n"
     assert json.loads(broker_command("sender", "list", "--json"))[0]["application"] == "HIS"
+    assert broker_command("sender", "change", "RIS", "--label", "ER") == "changed\n"
+    assert json.loads(broker_command("sender", "list", "--json"))[0]["label"] == "ER"
+
+
+def test_what_a_device_is_shown_is_said_with_it_changed_listed_and_taken_away(broker_command):
+    (*more,) = ("--profile", "asks-for-today", "--aliases", "CTOLD, CT OLD 2", "--hide", "STARTED", "--days-before", "2",
+                "--lengths", "RequestedProcedureDescription=16", "--mpps-strict", "yes", "--sees", "own,ae:MR1")  # fmt: skip
+    assert broker_command(*NODE, *more) == "added\n"
+    (row,) = json.loads(broker_command("node", "list", "--json"))
+    assert (row["profile"], row["aliases"], row["hide"]) == ("asks-for-today", ["CTOLD", "CT OLD 2"], ["STARTED"])
+    assert (row["days_before"], row["days_after"], row["mpps_strict"]) == (2, None, True)
+    assert (row["lengths"], row["sees"]) == ({"RequestedProcedureDescription": 16}, ["own", "ae:MR1"])
+    listed = broker_command("node", "list")
+    assert re.search(r"asks-for-today +own,ae:MR1$", listed, re.M)
+    gone = ("--sees", "", "--hide", "none", "--mpps-strict", "", "--aliases", "", "--lengths", "", "--no-any-address")
+    assert broker_command("node", "change", "CT1", *gone, "--finished-hours", "1.5") == "changed\n"
+    assert broker_command("node", "change", "CT1", *gone) == "unchanged\n"
+    (row,) = json.loads(broker_command("node", "list", "--json"))
+    assert (row["sees"], row["hide"], row["mpps_strict"], row["aliases"], row["lengths"]) == (None, [], None, [], None)
+    assert (row["finished_hours"], row["profile"], row["host"]) == (1.5, "asks-for-today", "127.0.0.1")
+    assert "says nothing that is to change" in broker_command("node", "change", "CT1", status=1)
+
+
+def test_a_list_that_is_empty_where_that_shows_everything_is_called_all(broker_command):
+    assert broker_command(*NODE, "--profile", "asks-without-station", "--sees", "all", "--labels", "all") == "added\n"
+    (row,) = json.loads(broker_command("node", "list", "--json"))
+    assert (row["sees"], row["labels"]) == ([], [])
+    assert broker_command("node", "change", "CT1", "--sees", "own", "--labels", "ER") == "changed\n"
+    for option, words in (("--sees", "none"), ("--labels", "None"), ("--labels", "ER,none"), ("--sees", "own,all")):
+        assert f"node {option[2:]}: " in broker_command("node", "change", "CT1", option, words, status=1)
+    (row,) = json.loads(broker_command("node", "list", "--json"))
+    assert (row["sees"], row["labels"]) == (["own"], ["ER"])
+
+
+def test_the_profiles_are_listed_and_what_queries_say_is_accepted(broker_command):
+    names = [row["name"] for row in json.loads(broker_command("node", "profiles", "--json"))]
+    assert names == list(habits.PROFILES)
+    assert "asks-for-today" in broker_command("node", "profiles")
+    broker_command(*NODE)
+    assert broker_command("node", "suggest", "CT1") == "none\n"
+    assert broker_command("node", "accept", "CT1") == "nothing is proposed\n"
+    refused = broker_command("node", "accept", "CT1", "ascii-only", status=1)
+    assert "node CT1: its queries do not propose ascii-only; nothing is proposed now" in refused
 
 
 def test_senders_and_intakes_are_changed_by_what_is_named(broker_command):
@@ -89,11 +135,14 @@ def test_an_order_by_hand_is_on_the_worklist_until_it_is_cancelled(broker_comman
     (item,) = json.loads(broker_command("worklist", "list", "--ae", "CT1", "--json"))
     assert item["patient"]["name"] == "YAMADA^TARO=山田^太郎"
     assert json.loads(broker_command("order", "show", "1"))["state"] == "SCHEDULED"
+    (due,) = json.loads(broker_command("worklist", "expiring", "--days", "3650", "--json"))
+    assert {name: due[name] for name in ("step_id", "order_id", "state")} == {
+        "step_id": item["step_id"], "order_id": item["order_id"], "state": "SCHEDULED",
+    }  # fmt: skip
     broker_command("order", "cancel", "1")
     assert broker_command("worklist", "list") == "none\n"
-
-
-NODE = ("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104")
+    refused = broker_command("order", "cancel", "99", status=1)
+    assert refused == "broker: order_id: no such order\n", "a sentence alone, without the log's line"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +157,17 @@ NODE = ("node", "add", "CT1", "--host", "127.0.0.1", "--port", "104")
         (("node", "add"), {}, 2, "Missing argument"),
         (("node", "add", "CT\\1", *NODE[3:]), {}, 1, "node ae_title: must be 1 to 16 ASCII characters, without a backslash"),
         ((*NODE, "--character-set", "ISO_IR 999"), {}, 1, "node character_set: must be ASCII, REQUEST (the one that"),
+        ((*NODE, "--aliases", "CT1"), {}, 1, "node: names CT1 twice"),
+        ((*NODE, "--sees", "none"), {}, 1, "node sees: none is not clear: write all for no rule of its own"),
+        ((*NODE, "--labels", "none"), {}, 1, "node labels: none is not clear: write all for no rule of its own"),
+        (("worklist", "why", "--accession", "", "--ae", "CT1"), {}, 1, "--accession: is empty: say the accession number"),
+        (("worklist", "why", "--accession", "A", "--ae", "あ"), {}, 1, "--ae: must be an AE title"),
+        (("worklist", "list", "--at", "09:42", "--ae", "あ"), {}, 1, "--ae: must be an AE title"),
+        ((*NODE, "--lengths", "AccessionNumber"), {}, 1, "node lengths: must be KEYWORD=CHARACTERS each"),
+        ((*NODE, "--lengths", "AccessionNumber=9"), {}, 1, "node lengths.AccessionNumber: must not shorten"),
+        ((*NODE, "--started-hours", "two"), {}, 1, "node started_hours: Input should be a valid number"),
+        ((*NODE, "--hide", "DONE"), {}, 1, "node hide.0: Input should be 'SCHEDULED', 'ARRIVED'"),
+        (("node", "change", "CT9", "--modality", "CT"), {}, 1, "node CT9: is not known here; broker node list shows"),
         ((*NODE, "--modality", "ct"), {}, 1, "node modality: must be at most 16 capital letters"),
         (("sender", "add", "RIS", "--messages", "ORM,order"), {}, 1, "sender messages.1: must be a message type, such as"),
         (("sender", "add", "RIS", "--character-set", "utf\\8"), {}, 1, "sender character_set: must be as MSH-18 has it"),

@@ -43,7 +43,12 @@ def test_a_known_title_from_another_address_is_rejected(broker):
 
 
 @pytest.mark.parametrize(
-    ("asked", "answered"), [(b"\x01\x01\x01\x01", b"\x01\x01\x00\x00"), (b"\x01\x01\x01", b"\x01\x01\x00")]
+    ("asked", "answered"),
+    [
+        (b"\x01\x01\x01\x01", b"\x01\x01\x00\x01"),
+        (b"\x01\x01\x01\x00", b"\x01\x01\x00\x00"),
+        (b"\x01\x01\x01", b"\x01\x01\x00"),
+    ],
 )
 def test_extended_negotiation_is_answered_in_the_length_that_was_asked(broker, asked, answered):
     """MWL-31"""

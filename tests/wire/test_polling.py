@@ -302,18 +302,17 @@ def text_of(content: bytes, **headers: str) -> Answer:
 
 def drip(handler: Handler) -> None:
     """One byte after the other, each of them in time."""
-    handler.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
-    _slowly(handler, b"x")
+    _slowly(handler, b"HTTP/1.0 200 OK\r\nX: ", b"x")
 
 
 def drip_body(handler: Handler) -> None:
     """Where no length is told, what is cut looks whole."""
-    handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + b'{"items": [], "next": "9"}')
-    _slowly(handler, b" ")
+    _slowly(handler, b"HTTP/1.0 200 OK\r\n\r\n" + b'{"items": [], "next": "9"}', b" ")
 
 
-def _slowly(handler: Handler, byte: bytes) -> None:
+def _slowly(handler: Handler, start: bytes, byte: bytes) -> None:
     try:
+        handler.wfile.write(start)
         for _ in range(200):
             handler.wfile.write(byte)
             time.sleep(0.05)
@@ -338,8 +337,8 @@ FAULTS: dict[str, tuple[Answer, str]] = {
     "many items": (text_of(json.dumps({"items": [1] * 11, "next": "9"}).encode()), "more than 10 items"),
     "large": (text_of(b" " * 3_000_000), "more than 2000000 bytes"),
     "compressed": (text_of(b"x", Content_Encoding="gzip"), "compressed"),
-    "slow head": (drip, "more than 0.5 seconds"),
-    "slow body": (drip_body, "more than 0.5 seconds"),
+    "slow head": (drip, "more than 1.5 seconds"),
+    "slow body": (drip_body, "more than 1.5 seconds"),
 }
 
 
@@ -352,7 +351,7 @@ def limits() -> config.Limits:
 def test_an_answer_that_is_none_is_told_without_its_content(ris, limits, fault):
     answer, said = FAULTS[fault]
     ris.next_answers = [answer]
-    limits.poll_seconds_max = 0.5 if fault.startswith("slow") else 30
+    limits.poll_seconds_max = 1.5 if fault.startswith("slow") else 30
     with pytest.raises(NoAnswer) as told:
         poll_client.ask(ris.url, "", "", limits)
     assert said in told.value.text
