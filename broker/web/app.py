@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import anyio.to_thread
 from fastapi import Depends, FastAPI, Request
@@ -13,7 +14,7 @@ from fastapi.templating import Jinja2Templates
 from sqlalchemy import func
 from sqlmodel import Session, col, select
 
-from broker import __version__, clock, db
+from broker import __version__, db
 from broker.config import Settings
 from broker.model.images import ReconciliationCase
 from broker.model.messages import Message
@@ -119,23 +120,22 @@ def _plain_routes(
             request,
             "status.html",
             {"w": words, "lang": settings.site.language, "ports": ports, "version": __version__,
-             "now": clock.local(clock.now(), settings.site.timezone), "stale": bool(stale),
-             "minutes": round((age or 0) / 60), **_looked_up()},
+             "stale": bool(stale), "minutes": round((age or 0) / 60), **_looked_up(settings.site.timezone)},
         )  # fmt: skip
 
 
-def _looked_up() -> dict[str, Any]:
+def _looked_up(timezone: str) -> dict[str, Any]:
     """While the database is away the page still says so."""
     try:
-        return {**db.read(_figures), "away": False}
+        return {**db.read(_figures, timezone), "away": False}
     except Exception as error:
         if not db.is_away(error):
             raise
         return {"orders": [], "messages": [], "cases": "–", "unknown": "–", "last_message": "–", "away": True}
 
 
-def _figures(session: Session) -> dict[str, Any]:
-    """Counts only: no patient data on this page."""
+def _figures(session: Session, timezone: str) -> dict[str, Any]:
+    """Counts only: no patient data on this page. Its times are the site's."""
     last = session.exec(select(func.max(Message.received_at))).one()
     return {
         "orders": sorted(session.exec(select(OrderStatus.state, func.count()).group_by(col(OrderStatus.state))).all()),
@@ -144,7 +144,7 @@ def _figures(session: Session) -> dict[str, Any]:
             select(func.count()).select_from(ReconciliationCase).where(ReconciliationCase.state != "RESOLVED")
         ).one(),
         "unknown": session.exec(select(func.count()).select_from(UnknownPeer)).one(),
-        "last_message": clock.iso(last) if last else "–",
+        "last_message": f"{last.astimezone(ZoneInfo(timezone)):%Y-%m-%d %H:%M:%S}" if last else "–",
     }
 
 

@@ -3,11 +3,13 @@
 import socket
 import threading
 import time
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 
 from broker import clock, db, site
+from broker.model.messages import Message
 from broker.web.auth import here_or_token, open_to_all, principal
 from tests.world import SATO, YAMADA, order
 
@@ -229,6 +231,10 @@ def test_the_status_page_shows_counts_and_no_patient(broker):
     assert "ris-broker の状態" in page.text
     assert "山田" not in page.text
     assert YAMADA.id not in page.text
+    (message,) = broker.rows(Message)
+    assert f"{message.received_at.astimezone(ZoneInfo('Asia/Tokyo')):%Y-%m-%d %H:%M:%S}</p>" in page.text, (
+        "as clocks there"
+    )
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     assert get(broker, "/static/status.css", None).status_code == 200
 
