@@ -19,7 +19,6 @@ import re
 import socket
 import sqlite3
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -30,7 +29,7 @@ from typing import Any
 
 from sqlalchemy import create_engine, text
 
-from bench.databases import database
+from bench.servers import broker, database
 
 START, END, CR = b"\x0b", b"\x1c\x0d", b"\x0d"
 ENCODING = "iso2022_jp"  # both peers can be told so, and then read what a Japanese RIS sends
@@ -285,43 +284,6 @@ def peer(serve: Callable[[Any], None]) -> Iterator[int]:
         process.join()
 
 
-# Our broker
-
-
-@dataclasses.dataclass(frozen=True)
-class Ours:
-    port: int
-    pid: int
-
-    def cpu_seconds(self) -> float:
-        """Of all its threads, user and system."""
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextlib.contextmanager
-def broker(folder: Path, url: str = "") -> Iterator[Ours]:
-    """As it is installed, with its defaults. url: empty is SQLite in `folder`."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
-    env |= {"BROKER_DATA_DIR": str(folder), "BROKER_HL7__PORT": "0", "BROKER_LOG_LEVEL": "error"}
-    if url:
-        env["BROKER_DATABASE_URL"] = url
-    command = [sys.executable, "-m", "broker", "serve", "--roles", "hl7"]
-    process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        line = next((line for line in process.stdout if line.startswith("ready hl7")), "")
-        assert line, "the broker does not start"
-        yield Ours(int(line.split()[2].rpartition(":")[2]), process.pid)
-    finally:
-        process.terminate()
-        try:
-            process.wait(5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
 # What must be in the database
 
 
@@ -424,7 +386,10 @@ def attack(folder: Path) -> list[dict[str, Any]]:
     for n, (name, raw) in enumerate(hostile().items()):
         inside = folder / f"hostile{n}"
         inside.mkdir()
-        with broker(inside) as ours, socket.create_connection(("127.0.0.1", ours.port), ANSWER_SECONDS_MAX) as peer_:
+        with (
+            broker(inside, "", "hl7") as ours,
+            socket.create_connection(("127.0.0.1", ours.ports["hl7"]), ANSWER_SECONDS_MAX) as peer_,
+        ):
             before, began = ours.cpu_seconds(), time.perf_counter()
             try:
                 answer = exchange(peer_, raw)[0][:2]
@@ -470,7 +435,7 @@ def main() -> int:
         client = stack.enter_context(concurrent.futures.ProcessPoolExecutor(1, SPAWN))
         if {"one", "eight"} & set(wanted):
             ports = {name: stack.enter_context(peer(serve)) for name, serve in PEERS.items()}
-            ports[OURS] = stack.enter_context(broker(folder, url)).port
+            ports[OURS] = stack.enter_context(broker(folder, url, "hl7")).ports["hl7"]
             compare = functools.partial(Bench.compare, bench := Bench(ports, client, args.seconds), args.rounds)
             if "one" in wanted:
                 title = "one connection, one new order after another, orders per second"

@@ -14,7 +14,7 @@ from typing import Any
 
 from sqlalchemy import Connection, text
 
-from bench.databases import database
+from bench.servers import database
 from broker import clock, db, schema
 from broker.config import Limits, Settings
 from broker.ris_bridge import journal

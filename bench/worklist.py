@@ -12,7 +12,6 @@ import shutil
 import socket
 import statistics
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -26,8 +25,8 @@ from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import write_dataset
 
-from bench import hl7
-from bench.databases import database
+from bench import hl7, servers
+from bench.servers import database, process
 
 HERE = Path(__file__).resolve().parent
 
@@ -173,39 +172,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: Sequence[str], folder: Path, env: dict[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-    with (folder / "log").open("w") as log:
-        running = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=log, text=True)
-        try:
-            yield running
-        finally:
-            running.terminate()
-            try:
-                running.wait(20)
-            except subprocess.TimeoutExpired:
-                running.kill()
-                running.wait()
-
-
-@contextlib.contextmanager
 def broker(folder: Path, url: str, wanted: Sequence[Item], roles: str = "dicom") -> Iterator[dict[str, int]]:
     """By role the port."""
     folder.mkdir()
     fill(url, wanted)
-    env = {name: value for name, value in os.environ.items() if not name.startswith("BROKER_")}
-    env |= {"BROKER_DATA_DIR": str(folder), "BROKER_DICOM__PORT": "0", "BROKER_LOG_LEVEL": "error"}
-    env |= {"BROKER_DATABASE_URL": url, "BROKER_DICOM__AE_TITLE": "BROKER", "BROKER_HL7__PORT": "0"}
-    with process([sys.executable, "-m", "broker", "serve", "--roles", roles], folder, env) as running:
-        assert running.stdout is not None
-        ports: dict[str, int] = {}
-        for line in running.stdout:
-            if line.startswith("ready "):
-                ports[line.split()[1]] = int(line.split()[2].rpartition(":")[2])
-            if len(ports) == len(roles.split(",")):
-                break
-        assert ports, f"the broker does not start: {(folder / 'log').read_text()}"
+    with servers.broker(folder, url, roles) as ours:
         time.sleep(len(wanted) / 5_000)  # for its first snapshot
-        yield ports
+        yield ours.ports
 
 
 # The peers
