@@ -46,10 +46,12 @@ def order_cancel(order_id: Key, reason: str = "", config_file: ConfigFile = None
 @GROUPS["order"].command("reinstate")
 def order_reinstate(order_id: Key, reason: Annotated[str, typer.Option(help="for the audit trail")],
                     sps_id: Annotated[str, typer.Option("--step", help="SPS ID; empty: all its steps")] = "",
+                    procedure_id: Annotated[str, typer.Option("--id", help="Requested Procedure ID; empty: any")] = "",
                     config_file: ConfigFile = None) -> None:  # fmt: skip
     """Put back on the worklist what was cancelled, has expired or was not shown."""
     settings = opened(config_file)
-    said = {"reason": reason, **({"sps_id": sps_id} if sps_id else {})}
+    named = {"sps_id": sps_id, "id": procedure_id}
+    said = {"reason": reason, **{name: value for name, value in named.items() if value}}
     order = _ask("POST", f"{rest_road.ORDERS}/{order_id}/reinstate", json.dumps(said), settings)
     print(f"order {order_id}, accession number {order['accession_number']}: back on the worklist")
 

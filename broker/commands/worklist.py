@@ -15,6 +15,7 @@ from broker.config import Settings
 from broker.errors import InvalidValue
 from broker.mwl import as_shown, exceptions, expiry, listed
 from broker.mwl.listed import Filters
+from broker.mwl.why_facts import check_title
 from broker.ris_bridge import upstream
 
 At = Annotated[str | None, typer.Option("--at", help="as it was at that time: 09:42, 2025-12-01T09:42")]
@@ -26,6 +27,8 @@ AsShown = Annotated[bool, typer.Option("--as-shown", help="as that device shows 
 def worklist_list(ae: Annotated[str, typer.Option(help="AE title; empty: all")] = "", shown: AsShown = False,
                   at: At = None, as_json: AsJson = False, config_file: ConfigFile = None) -> None:  # fmt: skip
     """What a device finds now; --as-shown tells how it is shown that, and what its characters keep from it."""
+    if ae:
+        check_title("--ae", ae)
     settings = opened(config_file)
     if at is not None:
         if shown:

@@ -7,7 +7,7 @@ from sqlalchemy import Index, UniqueConstraint
 from sqlmodel import Field
 
 from broker.db import UTCDateTime
-from broker.model.base import Row, json_field, link, moment
+from broker.model.base import BigInt, Row, json_field, link, moment
 
 
 class Upstream(Row, table=True):
@@ -64,7 +64,7 @@ class UpstreamEntry(Row, table=True):
     upstream_pk: int = link("upstream.pk", index=False, ondelete="CASCADE")
     identity: str
     digest: str = ""
-    message_pk: int | None = Field(default=None, index=False)
+    message_pk: int | None = Field(default=None, sa_type=BigInt)
     order_pk: int | None = link("imaging_order.pk", nullable=True, index=False)
     step_pk: int | None = link("scheduled_step.pk", nullable=True)
     refusal: str = ""

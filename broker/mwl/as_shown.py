@@ -1,6 +1,7 @@
 """What a device will show of its worklist, beside the record: for people, before the patient is called."""
 
 import datetime as dt
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -40,7 +41,7 @@ def listing(ae_title: str, settings: Settings, now: dt.datetime, query: Tree | N
     over limits.list_items_max."""
     node = access.find_node(ae_title)
     if node is None and settings.dicom.unknown_ae == "reject":
-        raise UnknownKey("AE title", f"{ae_title} is no configured device: broker node add {ae_title}")
+        raise UnknownKey("AE title", f"{ae_title} is no configured device: broker node add {shlex.quote(ae_title)}")
     habits = node.habits if node else NO_HABITS
     look = answers.look_of(node, settings, query or {})
     what = replace(view.of(node, ae_title, settings, now), matches_max=settings.limits.list_items_max)

@@ -1,10 +1,11 @@
 """What should be on a worklist and is not: each step with what it lacks, and how to mend it (conformance.md 1.3, 7)."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sqlalchemy import or_
 from sqlmodel import Session, col, select
 
 from broker import clock
@@ -49,10 +50,15 @@ WITHHELD = re.compile(re.sub(r"\\\{\\\}", "(.*?)", re.escape(items.WITHHELD)), r
 
 def listing(session: Session, limit: int, after: int = 0) -> tuple[list[dict[str, Any]], int | None]:
     """Of at most `limit` orders by the age of their case, and the key to go on from. Keys and identifiers, no name."""
-    query = select(ReconciliationCase).where(
-        col(ReconciliationCase.pk) > after,
-        ReconciliationCase.state != "RESOLVED",
-        col(ReconciliationCase.kind).in_((items.INCOMPLETE, items.CHARACTERS)),
+    kind = col(ReconciliationCase.kind)
+    query = (
+        select(ReconciliationCase)
+        .join(ImagingOrder, col(ImagingOrder.pk) == col(ReconciliationCase.order_pk))
+        .where(
+            col(ReconciliationCase.pk) > after,
+            ReconciliationCase.state != "RESOLVED",
+            or_(kind.in_(TELL), kind == col(ImagingOrder.withheld)),
+        )
     )
     cases = session.exec(query.order_by(col(ReconciliationCase.pk)).limit(limit + 1)).all()
     found = [one for case in cases[:limit] for one in _of_case(session, case)]
@@ -67,13 +73,12 @@ def _of_case(session: Session, case: ReconciliationCase) -> Iterator[dict[str, A
         .where(col(ScheduledStep.status).in_(items.LIVE))
         .order_by(col(ScheduledStep.pk))
     ).all()
-    tell = _incomplete if case.kind == items.INCOMPLETE else _withheld
-    for step, procedure, said in tell(session, case, order, parts):
+    for step, procedure, said in TELL.get(case.kind, _held)(session, case, order, parts):
         yield {
             "case_id": case.key, "kind": case.kind, "since": clock.iso(case.created_at), "order_id": order.key,
             "accession_number": order.accession_number, "accession_issuer": order.accession_issuer,
             "requested_procedure_id": procedure.requested_procedure_id, "step_id": step.key, "sps_id": step.sps_id,
-            "state": step.status, "ae_title": None, **said, "request": f"PATCH /api/v1/orders/{order.key}",
+            "state": step.status, "ae_title": None, "request": f"PATCH /api/v1/orders/{order.key}", **said,
         }  # fmt: skip
 
 
@@ -107,6 +112,21 @@ def _withheld(_session: Session, case: ReconciliationCase, _order: ImagingOrder,
             "ae_title": ae_title, "says": f"{ae_title} is not shown it: {why}",
             "missing": [_mend("PatientName", one) for one in missing], "mend": f"{what}, {OTHER_SET}",
         }  # fmt: skip
+
+
+def _held(_session: Session, case: ReconciliationCase, _order: ImagingOrder, parts: Parts) -> Told:
+    """An order that is offered to nobody while a person has not looked."""
+    for step, procedure in parts:
+        yield step, procedure, {
+            "says": f"no device is shown it: {case.kind} is a question for a person (case {case.key})", "missing": [],
+            "mend": "look at the case, correct what is wrong, and resolve it",
+            "request": f"POST /api/v1/cases/{case.key}/resolve",
+        }  # fmt: skip
+
+
+TELL: Mapping[str, Callable[[Session, ReconciliationCase, ImagingOrder, Parts], Told]] = {
+    items.INCOMPLETE: _incomplete, items.CHARACTERS: _withheld,
+}  # fmt: skip
 
 
 def _mend(keyword: str, mend: Mend) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Rules go from the order over the device to its queries. What they say holds ids 
 query those alone that name no patient."""
 
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,8 @@ from broker.mwl import why_device as device
 from broker.mwl import why_keys as queries
 from broker.mwl.exceptions import MENDS
 from broker.mwl.history import Run
-from broker.mwl.why_device import rules_failed
-from broker.mwl.why_facts import Cause, Causes, Facts, Step, listed
+from broker.mwl.why_device import change_node, rules_failed
+from broker.mwl.why_facts import Cause, Causes, Facts, Step, command, listed
 
 
 def explain(facts: Facts) -> list[Cause]:
@@ -53,11 +54,14 @@ def _no_order(f: Facts) -> Causes:
     for one in f.near:
         if one.how == "accession":
             says = f"the number is known under issuer {one.issuer or 'none'} (order {one.order_pk}), not{of}"
-            yield Cause("other_issuer", says, f"ask with --issuer '{one.issuer}'", {"order_id": one.order_pk})
+            yield Cause(
+                "other_issuer", says, f"ask with --issuer {shlex.quote(one.issuer)}", {"order_id": one.order_pk}
+            )
         else:
             says = f"it is the {one.how} number of order {one.order_pk}, not its accession number"
             yield Cause("other_number", says, f"broker order show {one.order_pk}", {"order_id": one.order_pk})
-    mend = f"was it sent? broker message list --number {f.asked.accession_number}; else the RIS has to send it"
+    sent = command("message", "list", "--number", f.asked.accession_number)
+    mend = f"was it sent? {sent}; else the RIS has to send it"
     yield Cause("no_order", f"there is no order with accession number {f.asked.accession_number}{of}", mend)
 
 
@@ -95,7 +99,7 @@ def _status(f: Facts, step: Step) -> Causes:
     if plan.HIDDEN not in rules_failed(f, step):
         return
     evidence = _moved(f, step)
-    by = f", {evidence['since']}, by {evidence['by']}" if evidence["by"] else ""
+    by = f", {f.at(step.moved.at)}, by {step.moved.actor}" if step.moved and step.moved.actor else ""
     reason = f" ({evidence['reason']})" if evidence["reason"] else ""
     if status in ENDED:
         code, words = ENDED[status]
@@ -113,7 +117,7 @@ def _shown_again(f: Facts, step: Step) -> str:
     """Empty: what began or ended so long ago no node can be shown."""
     status, options = step.item.status, []
     if f.device.view.border(status) is None:
-        options.append(f"--hide {_hide_without(f, status)}")
+        options += ["--hide", _hide_without(f, status)]
     if name := HOURS.get(status):
         own = getattr(f.device.habits, name)
         kept = getattr(f.settings.worklist, name) if own is None else own
@@ -121,8 +125,8 @@ def _shown_again(f: Facts, step: Step) -> str:
         if age + 1 > HOURS_MAX:
             return ""
         if age > kept:
-            options.append(f"--{name.replace('_', '-')} {math.ceil(age) + 1}")
-    return f"to have it shown: broker node change {f.title} {' '.join(options)}"
+            options += [f"--{name.replace('_', '-')}", f"{math.ceil(age) + 1}"]
+    return f"to have it shown: {change_node(f, *options)}"
 
 
 def _moved(f: Facts, step: Step) -> dict[str, Any]:
@@ -137,7 +141,10 @@ def _back(f: Facts, step: Step) -> str:
     assert f.order is not None
     if step.item.status == "ON_HOLD":
         return f"POST /api/v1/orders/{f.order.pk}/release, or RL of the RIS"
-    return f"broker order reinstate {f.order.pk} --step {step.sps_id} --reason …"
+    only = ["--step", step.sps_id]
+    if [*f.steps].count(step.sps_id) > 1:  # an SPS ID is unique in its procedure
+        only += ["--id", step.item.named["requested_procedure_id"]]
+    return f"{command('order', 'reinstate', f'{f.order.pk}', *only)} --reason …"
 
 
 def _hidden_by(f: Facts, status: str) -> str:
@@ -209,7 +216,7 @@ def _looks_other(f: Facts, step: Step) -> Causes:
         code = "shown_cut" if step.lost == {variants.LENGTH} else "shown_in_other_characters"
         words = listed([words for lost, words in LOST.items() if lost in step.lost])
         says = f"of step {step.sps_id}, {f.title} {words}"
-        yield Cause(code, says, f"broker worklist list --ae {f.title} --as-shown", blocks=False)
+        yield Cause(code, says, command("worklist", "list", "--ae", f.title, "--as-shown"), blocks=False)
 
 
 def _nothing(f: Facts, step: Step) -> Cause:

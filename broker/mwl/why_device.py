@@ -1,16 +1,17 @@
 """Why a device is not shown an exam: who it is, what of the worklist it may see, and for whom the exam is. Pure."""
 
 import datetime as dt
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from broker import clock
+from broker import clock, ids
 from broker.config import DAYS_MAX
 from broker.dicom.habits import PROFILES
 from broker.mwl import keys, matching, plan, replay, view
 from broker.mwl.exceptions import CHARACTERS, OTHER_SET, OTHER_TEXT
 from broker.mwl.keys import step_keys
-from broker.mwl.why_facts import Cause, Causes, Facts, Refusal, Step, listed, of_order
+from broker.mwl.why_facts import Cause, Causes, Facts, Refusal, Step, command, listed, of_order
 
 
 def unknown_device(f: Facts, _step: Step) -> Causes:
@@ -19,13 +20,13 @@ def unknown_device(f: Facts, _step: Step) -> Causes:
     knocks = [one for one in f.device.refusals if one.reason == "unknown AE title"]
     knocked = f"; it was refused at the door {_times(f, knocks[0])}" if knocks else ""
     address = knocks[0].address if knocks else "ADDRESS"
-    mend = f"broker node add {f.title} --host {address} --port 104"
+    mend = command("node", "add", f.title, "--host", address, "--port", "104")
     yield Cause("unknown_device", f"{f.title} is no device that is known here{knocked}", mend, _door(f, knocks))
 
 
 def no_right(f: Facts, _step: Step) -> Causes:
     if f.device.configured and "worklist" not in f.device.rights:
-        mend = f"broker node change {f.title} --rights {','.join(['worklist', *sorted(f.device.rights)])}"
+        mend = change_node(f, "--rights", ",".join(["worklist", *sorted(f.device.rights)]))
         yield Cause("no_right", f"{f.title} has no right to the worklist: its queries get 0124", mend,
                     {"rights": sorted(f.device.rights)})  # fmt: skip
 
@@ -41,13 +42,15 @@ def door_shut(f: Facts, _step: Step) -> Causes:
         yield Cause(
             "refused_at_the_door",
             f"{f.title} was refused at the door {_times(f, one)}: {one.reason}",
-            mend.format(title=f.title, address=one.address, ours=f.settings.dicom.ae_title, called=one.called),
+            mend.format(
+                change=change_node(f, "--host", one.address), ours=f.settings.dicom.ae_title, called=one.called
+            ),
             _door(f, [one]) | {"host": f.device.host},
         )
 
 
 BY_NODE: Mapping[str, str] = {
-    "known AE title from another address": "broker node change {title} --host {address}, if that is the device",
+    "known AE title from another address": "{change}, if that is the device",
     "unknown AE title": "broker node list",
 }
 OF_TITLE = "it called {called}: make it call {ours}, or add that to dicom.ae_aliases"
@@ -90,15 +93,13 @@ def sees(f: Facts, step: Step) -> Causes:
     modality = step.item.named.get("modality", "")
     if what.sees == (view.MODALITY,):
         says = f"{f.title} is shown its own modality {what.modality or 'none'}, and step {step.sps_id} is {modality}"
-        yield Cause("modality", says, of_order(f, "modality") + f", or broker node change {f.title} --modality …")
+        yield Cause("modality", says, f"{of_order(f, 'modality')}, or {change_node(f, '--modality')} …")
         return
     says = (
         f"{f.title} is shown {', '.join(what.sees)} alone, and step {step.sps_id} is for"
         f" {listed(step.item.stations)}, modality {modality}"
     )
-    mend = (
-        f"broker node change {f.title} --sees {','.join((*what.sees, 'ae:' + (step.item.stations or ('TITLE',))[0]))}"
-    )
+    mend = change_node(f, "--sees", ",".join((*what.sees, "ae:" + (step.item.stations or ("TITLE",))[0])))
     yield Cause("not_of_this_device", says, mend, {"sees": list(what.sees)})
 
 
@@ -118,12 +119,14 @@ def station(f: Facts, step: Step) -> Causes:
     groups = [title for title in stations if f.device.directory.kind(title) == "group"]
     for title in unknown:
         says = f"step {step.sps_id} is for {title}, which is no device, alias or group here"
-        yield Cause("unknown_station", says, f"if it means {f.title}: {with_alias(f, title)}", evidence)
+        alias = with_alias(f, title)
+        mend = f"if it means {f.title}: {alias}" if alias else of_order(f, "station_ae_titles")
+        yield Cause("unknown_station", says, mend, evidence)
     for title in groups:
         members = f.device.directory.devices(title)
         says = f"step {step.sps_id} is for the group {title}, whose devices are {', '.join(members)}"
         groups_then = ",".join([*sorted(f.device.habits.groups), title])
-        mend = f"if {f.title} is one of them: broker node change {f.title} --groups {groups_then}"
+        mend = f"if {f.title} is one of them: {change_node(f, '--groups', groups_then)}"
         yield Cause("other_device", says, mend, evidence)
     others = [title for title in stations if title not in (*unknown, *groups)]
     if others:
@@ -139,7 +142,14 @@ def _whose(f: Facts, title: str) -> str:
 
 
 def with_alias(f: Facts, title: str) -> str:
-    return f"broker node change {f.title} --aliases {','.join([*sorted(f.device.habits.aliases), title])}"
+    """Empty for what no alias can be: a pattern, or what a list with commas cannot name."""
+    if not re.fullmatch(ids.AE_TITLE, title) or set(title) & set(",*?"):
+        return ""
+    return change_node(f, "--aliases", ",".join([*sorted(f.device.habits.aliases), title]))
+
+
+def change_node(f: Facts, *options: str) -> str:
+    return command("node", "change", f.title, *options)
 
 
 def label(f: Facts, step: Step) -> Causes:
@@ -151,7 +161,7 @@ def label(f: Facts, step: Step) -> Causes:
         mend = f"label it with one of {named}" if named else "take its label away"
         # What is separated by commas names neither a label with one nor, beside others, what has none.
         if label and "," not in label and "" not in labels:
-            mend = f"broker node change {f.title} --labels {','.join((*labels, label))}"
+            mend = change_node(f, "--labels", ",".join((*labels, label)))
         yield Cause("label", says, f"{mend}, or POST /api/v1/worklist/{step.pk}/label",
                     {"label": label, "labels": list(labels)})  # fmt: skip
 
@@ -174,8 +184,7 @@ def with_days(f: Facts, step: Step, *, today_alone: bool = False) -> Iterator[st
     if abs(later) > DAYS_MAX:
         return
     if not today_alone:
-        option = f"--days-after {later}" if later > 0 else f"--days-before {-later}"
-        yield f"broker node change {f.title} {option}"
+        yield change_node(f, *(("--days-after", f"{later}") if later > 0 else ("--days-before", f"{-later}")))
         return
     profile = PROFILES["asks-for-today"]
     before, after = (
@@ -185,10 +194,8 @@ def with_days(f: Facts, step: Step, *, today_alone: bool = False) -> Iterator[st
         )
     )  # fmt: skip
     quirks = ",".join(sorted(said.quirks | profile.quirks))
-    yield (
-        "broker node change"
-        f" {f.title} --quirks {quirks} --days-before {before} --days-after {after} (as the profile asks-for-today)"
-    )
+    change = change_node(f, "--quirks", quirks, "--days-before", f"{before}", "--days-after", f"{after}")
+    yield f"{change} (as the profile asks-for-today)"
 
 
 def characters(f: Facts, step: Step) -> Causes:
@@ -196,7 +203,7 @@ def characters(f: Facts, step: Step) -> Causes:
         return
     says = f"{f.title} is not shown step {step.sps_id}: {step.withheld}"
     if "longer than it takes" in step.withheld:
-        yield Cause("length", says, f"broker node change {f.title} --lengths …: not of identifiers")
+        yield Cause("length", says, f"{change_node(f, '--lengths')} …: not of identifiers")
         return
     what = CHARACTERS.get(step.withheld, (OTHER_TEXT, ()))[0]
     yield Cause("characters", says, f"{what}, {OTHER_SET}", {"lost": sorted(step.lost)})

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -171,6 +172,11 @@ def of_order(facts: Facts, what: str) -> str:
     """How a step of it is changed."""
     order = facts.order.pk if facts.order else "{id}"
     return f"PATCH /api/v1/orders/{order} (requested_procedures.steps.{what}), or a change (XO) of the RIS"
+
+
+def command(*words: str) -> str:
+    """`broker …`, to be pasted into a shell: what others have sent is quoted (an AE title may hold `;` and `$`)."""
+    return shlex.join(("broker", *words))
 
 
 def listed(words: Sequence[str]) -> str:

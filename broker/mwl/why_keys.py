@@ -13,8 +13,8 @@ from broker.mwl.history import Run
 from broker.mwl.keys import plain, step_keys
 from broker.mwl.questions import IDENTIFYING, RECENT, SEARCHES_MAX, STANDING_MAX, searched_by
 from broker.mwl.view import OWN
-from broker.mwl.why_device import station, with_alias, with_days
-from broker.mwl.why_facts import Cause, Causes, Device, Facts, Step, listed, of_order
+from broker.mwl.why_device import change_node, station, with_alias, with_days
+from broker.mwl.why_facts import Cause, Causes, Device, Facts, Step, command, listed, of_order
 
 DONE, CANCELLED, OUT_OF_RESOURCES = 0x0000, 0xFE00, 0xA700
 BACK = ("reinstate", "release", "wrong_entry")  # what brings a step back on the list
@@ -46,7 +46,7 @@ def not_asked(f: Facts, step: Step) -> Causes:
 
 
 REFUSED: Mapping[int, tuple[str, str]] = {
-    0xA900: ("query_refused", "it is not one that can be answered: have the device ask otherwise"),
+    0xA900: ("query_refused", "have the device ask otherwise: the Error Comment that it got names the key"),
     0xC001: ("query_refused", "its data set cannot be read; the log names the place (dimse)"),
     CANCELLED: ("query_cancelled", "the device broke it off itself: is its list limited?"),
 }
@@ -74,7 +74,8 @@ def _fault(f: Facts, run: Run) -> str:
     try:
         keys.check(taken(f.device, run))
     except InvalidValue as error:
-        habit = f": broker node suggest {f.title} may know the habit" if keys.QUERY_LEVEL in error.tags else ""
+        suggest = command("node", "suggest", f.title)
+        habit = f": {suggest} may know the habit" if keys.QUERY_LEVEL in error.tags else ""
         return f"its key {error.place} {error.text}" + (habit or ": have the device ask otherwise")
     return ""
 
@@ -94,7 +95,7 @@ def too_many(f: Facts, step: Step) -> Causes:
 
 def _fewer(f: Facts, step: Step) -> Iterator[str]:
     """What it does not have yet, and what leaves this step to it."""
-    what, change, limit = f.device.view, f"broker node change {f.title}", f.settings.limits.worklist_matches_max
+    what, change, limit = f.device.view, change_node(f), f.settings.limits.worklist_matches_max
     is_own = not f.device.directory.means(f.title).isdisjoint(step.item.stations)
     if is_own and what.sees != (OWN,):
         yield f"{change} --sees own"
@@ -264,13 +265,12 @@ def _because(f: Facts, step: Step, again: Replayed, tag: int, value: str) -> tup
 
 def _because_of_station(f: Facts, step: Step, value: str) -> tuple[str, str, str]:
     stations = step.item.stations
-    says = f" (our orders say {listed(stations)})"
+    says, own_title = f" (our orders say {listed(stations)})", f"have {f.title} ask for its own title"
     directory = f.device.directory
     if set(stations) & directory.means(f.title) and not directory.kind(value):
-        return "asks_for_unknown_station", says, with_alias(f, value)
+        return "asks_for_unknown_station", says, with_alias(f, value) or own_title
     if set(stations) & directory.means(f.title):
-        mend = f"have {f.title} ask for its own title"
-        return "asks_for_other_device", says, mend
+        return "asks_for_other_device", says, own_title
     (first, *_) = [*station(f, step)] or [Cause("other_device", "", of_order(f, "station_ae_titles"))]
     return first.code, says, first.mend
 
@@ -291,5 +291,5 @@ def _because_of_date(f: Facts, step: Step, again: Replayed, value: str) -> tuple
 def drops(f: Facts, step: Step) -> Causes:
     for keyword in step.drops:
         says = f"{f.title} drops step {step.sps_id} itself: it takes no item without {keyword}"
-        mend = f"complete the order, or, if it does take it, broker node change {f.title} --requires …"
+        mend = f"complete the order, or, if it does take it, {change_node(f, '--requires')} …"
         yield Cause("device_drops", says, mend, {"keyword": keyword})

@@ -5,29 +5,27 @@ A parameter that is none, is said twice or has no value that can be meant is ref
 import base64
 import datetime as dt
 import json
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, get_args
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.datastructures import QueryParams
 
-from broker import access, clock, db, ids
+from broker import access, clock, db
 from broker.config import Settings, StepState
 from broker.errors import InvalidValue
 from broker.mwl import exceptions, listed
 from broker.mwl.listed import Cursor, Filters
-from broker.ris_bridge import json_faults, rest_orders, rest_road, upstream
-from broker.web import intake
+from broker.ris_bridge import rest_orders, rest_road, upstream
+from broker.web import intake, query
 from broker.web.auth import Principal, needs
 from broker.web.fields import NO_TEXT, Number
 from broker.web.intake import Key, body
+from broker.web.query import Reader
 
 RIS = Annotated[Principal, Depends(needs("ris"))]
 READERS = [Depends(needs("ris", "qc"))]
 MEDIA = {"application/json": "application/json"}
-TEXT_CHARACTERS_MAX = 64
 router = APIRouter(prefix=rest_road.STEPS)
 
 
@@ -46,25 +44,10 @@ class Asked:
     after: int = 0
 
 
-def _like(pattern: str, words: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError(words)
-        return text
-
-    return read
-
-
-def _text(text: str) -> str:
-    if len(text) > TEXT_CHARACTERS_MAX or not re.fullmatch(rest_orders.PLAIN, text):
-        raise ValueError(f"must have at most {TEXT_CHARACTERS_MAX} characters, no backslash and no control character")
-    return text
-
-
 def _day(text: str) -> str:
     """DICOM's form."""
     try:
-        return f"{dt.date.fromisoformat(_like(rest_orders.DAY, '')(text)):%Y%m%d}"
+        return f"{dt.date.fromisoformat(query.like(rest_orders.DAY, '')(text)):%Y%m%d}"
     except ValueError:
         raise ValueError("must be a day of a calendar, written as 1970-01-31") from None
 
@@ -75,21 +58,6 @@ def _statuses(text: str) -> tuple[str, ...]:
     if not set(said) <= set(known):
         raise ValueError(f"must be one or several, parted by commas, of {', '.join(known)}")
     return said
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-            raise ValueError(f"must be a whole number, at least {least}")
-        return int(text)
-
-    return read
-
-
-def _yes(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError("must be true or false")
-    return text == "true"
 
 
 def _cursor(text: str) -> Cursor:
@@ -108,29 +76,18 @@ def _written(cursor: Cursor | None) -> str | None:
     return base64.urlsafe_b64encode(json.dumps(cursor).encode()).decode() if cursor else None
 
 
-Reader = Callable[[str], Any]
 FILTERS: Mapping[str, Reader] = {
-    "ae": _like(ids.AE_TITLE, rest_orders.PATTERNS[ids.AE_TITLE]), "date": _day, "from": _day, "to": _day,
-    "modality": _like(rest_orders.MODALITY, rest_orders.PATTERNS[rest_orders.MODALITY]), "patient_id": _text,
-    "accession_number": _text, "status": _statuses, "label": _text,
+    "ae": query.title, "date": _day, "from": _day, "to": _day,
+    "modality": query.like(rest_orders.MODALITY, rest_orders.PATTERNS[rest_orders.MODALITY]),
+    "patient_id": query.text, "accession_number": query.text, "status": _statuses, "label": query.text,
 }  # fmt: skip
-LISTED = {**FILTERS, "limit": _whole(1), "cursor": _cursor, "as_shown": _yes}
-PAGED = {"limit": _whole(1), "after": _whole(0)}
+LISTED = {**FILTERS, "limit": query.whole(1), "cursor": _cursor, "as_shown": query.yes}
+PAGED = {"limit": query.whole(1), "after": query.whole(0)}
 
 
-def _asked(params: QueryParams, known: Mapping[str, Reader]) -> Asked:
-    """Raises InvalidValue with the parameter; its value is not repeated."""
-    said: dict[str, Any] = {}
-    for name, text in params.multi_items():
-        if name not in known:
-            place = name if json_faults.PLAIN_NAME.fullmatch(name) else "query"
-            raise InvalidValue(place, f"is not known here; what can be said is {', '.join(known)}")
-        if name in said:
-            raise InvalidValue(name, "is said twice")
-        try:
-            said[name] = known[name](text)
-        except ValueError as error:
-            raise InvalidValue(name, str(error) if text else "is empty: leave it out, or say what is meant") from None
+def _asked(request: Request, known: Mapping[str, Reader]) -> Asked:
+    """Raises InvalidValue with the parameter."""
+    said = query.said(request, known)
     if "date" in said and {"from", "to"} & said.keys():
         raise InvalidValue("date", "goes without from and to")
     first, last = said.get("date", said.get("from", "")), said.get("date", said.get("to", ""))
@@ -162,12 +119,12 @@ def _of(asked: Asked, settings: Settings, now: dt.datetime) -> Filters:
 # Routes
 
 
-@router.get("", dependencies=READERS)
+@router.get("", dependencies=READERS, openapi_extra=query.documented(LISTED))
 def listing(request: Request) -> dict[str, Any]:
     """Steps by their start: `ae` alone is what that device gets now, further filters narrow it; with `status` it is
     the record, hidden or not."""
     settings, now = request.app.state.settings, clock.now()
-    asked = _asked(request.query_params, LISTED)
+    asked = _asked(request, LISTED)
     filters = _of(asked, settings, now)
     limit = min(asked.limit, settings.limits.list_items_max)
     rows, following = db.read(listed.listing, filters, settings.worklist, limit, asked.cursor, now=now)
@@ -177,18 +134,18 @@ def listing(request: Request) -> dict[str, Any]:
     return {"items": rows, "next": _written(following)}
 
 
-@router.get("/count", dependencies=READERS)
+@router.get("/count", dependencies=READERS, openapi_extra=query.documented(FILTERS))
 def count(request: Request) -> dict[str, int]:
     """Of what the list would hold."""
     settings, now = request.app.state.settings, clock.now()
-    asked = _asked(request.query_params, FILTERS)
+    asked = _asked(request, FILTERS)
     return {"count": db.read(listed.count, _of(asked, settings, now), settings.worklist, now=now)}
 
 
-@router.get("/exceptions", dependencies=READERS)
+@router.get("/exceptions", dependencies=READERS, openapi_extra=query.documented(PAGED))
 def kept_out(request: Request) -> dict[str, Any]:
     """Steps that are on no worklist, or not on that of one device: what is missing, and how to mend it."""
-    asked = _asked(request.query_params, PAGED)
+    asked = _asked(request, PAGED)
     limit = min(asked.limit, request.app.state.settings.limits.list_items_max)
     items, following = db.read(exceptions.listing, limit, asked.after)
     return {"items": items, "next": following}

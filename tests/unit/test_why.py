@@ -370,3 +370,26 @@ def test_a_refusal_before_its_node_was_mended_is_no_cause():
     assert unknown.mend.endswith("--host ADDRESS --port 104"), "who called another title may be another machine"
     since = replace(elsewhere, last_at=NOON - HOUR)
     assert codes(why.explain(facts(of=device([], refusals=[since])))) == ["refused_at_the_door", "never_asked"]
+
+
+def test_what_is_to_be_pasted_runs_nothing_that_others_sent():
+    (first, *_) = why.explain(facts(of=device([run(query({STATION: "A;reboot"}))])))
+    assert (first.code, first.mend) == ("asks_for_unknown_station", "broker node change CT1 --aliases 'A;reboot'")
+    knocked = replace(DOOR, address="$(x)", reason="unknown AE title")
+    (first, *_) = why.explain(facts(of=device([], refusals=[knocked], configured=False)))
+    assert first.mend == "broker node add CT1 --host '$(x)' --port 104"
+
+
+@pytest.mark.parametrize("title", ["XX*", "A?", "A,B"])
+def test_what_no_alias_can_be_is_not_proposed_as_one(title):
+    there = facts(step(item=replace(item(), stations=(title,))), device([run(query({}), pk=1)], sees=("own",)))
+    found = next(one for one in why.explain(there) if one.code == "unknown_station")
+    assert found.mend.startswith("PATCH /api/v1/orders/17 ")
+
+
+def test_of_two_steps_with_one_id_the_procedure_is_named_as_well():
+    ended = item("CANCELED")
+    ended = replace(ended, named={**ended.named, "requested_procedure_id": "RP 7"})
+    (cause, *_) = why.explain(facts(step(item=ended, moved=Moved("cancel", "RIS", NOON)), steps=("S1", "S1")))
+    assert cause.mend == "broker order reinstate 17 --step S1 --id 'RP 7' --reason …"
+    assert cause.says == "step S1 was cancelled, 2025-12-01 12:00:00, by RIS", "as the site's clocks do"

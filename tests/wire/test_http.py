@@ -10,6 +10,7 @@ import pytest
 
 from broker import clock, db, site
 from broker.model.messages import Message
+from broker.web import why_routes, worklist_routes
 from broker.web.auth import here_or_token, open_to_all, principal
 from tests.world import SATO, YAMADA, order
 
@@ -207,6 +208,19 @@ def test_a_disabled_token_is_no_token(broker):
 @pytest.mark.parametrize("path", ["/healthz/live", "/healthz/ready", "/version", "/openapi.json"])
 def test_health_version_and_description_need_no_token(broker, path):
     assert get(broker, path, None).status_code == 200
+
+
+def test_the_description_has_every_parameter_of_the_worklist(broker):
+    paths = get(broker, "/openapi.json", None).json()["paths"]
+    told = {
+        path.rpartition("/")[2]: [one["name"] for one in paths[path]["get"]["parameters"] if one["in"] == "query"]
+        for path in paths
+        if path.startswith("/api/v1/worklist") and "get" in paths[path]
+    }
+    assert told == {
+        "worklist": [*worklist_routes.LISTED], "count": [*worklist_routes.FILTERS],
+        "exceptions": [*worklist_routes.PAGED], "why": [*why_routes.WHY], "at": [*why_routes.AT],
+    }  # fmt: skip
 
 
 def test_every_route_declares_who_may_use_it(broker):

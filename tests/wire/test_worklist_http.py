@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -361,6 +362,23 @@ def test_an_exam_without_a_station_is_on_no_list_stands_with_its_remedy_and_the_
     assert get(broker, f"{LIST}/exceptions", "qc").json() == {"items": [], "next": None}
 
 
+def test_an_order_that_waits_for_a_person_stands_there_with_its_case(broker):
+    broker.place(order("ACC001"))
+    broker.place(order("ACC002", replace(SATO, id=YAMADA.id)))
+    assert listed(broker) == ["ACC001"]
+    (told,) = get(broker, f"{LIST}/exceptions", "qc").json()["items"]
+    assert (told["accession_number"], told["kind"], told["missing"]) == ("ACC002", "patient_conflict", [])
+    assert (
+        told["says"] == f"no device is shown it: patient_conflict is a question for a person (case {told['case_id']})"
+    )
+    answer = post(
+        broker, told["request"].split()[1], {"action": "acknowledge"}, "qc", **{"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 200, answer.text
+    assert get(broker, f"{LIST}/exceptions", "qc").json()["items"] == []
+    assert listed(broker) == ["ACC001", "ACC002"]
+
+
 # Labels
 
 
@@ -388,7 +406,7 @@ def test_a_label_is_given_changed_and_taken_by_its_own_request(broker):
     ("step", "body", "status", "place"),
     [
         (1, {}, 422, "label"), (1, {"label": "A\\B"}, 422, "label"), (1, {"label": "A" * 65}, 422, "label"),
-        (1, {"label": "A,B"}, 422, "label"), (1, {"label": " A"}, 422, "label"),
+        (1, {"label": "A,B"}, 422, "label"), (1, {"label": "A\u202e"}, 422, "label"),
         (1, {"label": 1}, 422, "label"), (9, {"label": "A"}, 404, "step_id"), (1, {"label": "A", "b": 1}, 422, "b"),
     ],
 )  # fmt: skip

@@ -33,7 +33,7 @@ def upgrade() -> None:
         *_row(),
         sa.Column("upstream_pk", BIG, sa.ForeignKey("upstream.pk", ondelete="CASCADE"), nullable=False),
         *(_text(name) for name in ("identity", "digest", "refusal")),
-        sa.Column("message_pk", sa.Integer(), nullable=True),
+        sa.Column("message_pk", BIG, nullable=True),
         sa.Column("order_pk", BIG, sa.ForeignKey("imaging_order.pk"), nullable=True),
         sa.Column("step_pk", BIG, sa.ForeignKey("scheduled_step.pk"), nullable=True),
         sa.Column("last_at", TIME, nullable=False),
