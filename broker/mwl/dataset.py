@@ -72,9 +72,14 @@ def build(
     }
     for names, values in ((TYPE_1, item), (STEP_TYPE_1, scheduled)):
         for name in names:
-            if not values[name]:
+            if is_blank(values[name]):
                 raise MissingField(name)
     return {**to_tree(item), STEP_SEQUENCE: ("SQ", [to_tree(scheduled)])}
+
+
+def is_blank(value: str | Sequence[str]) -> bool:
+    """Whether a device would see no value: blanks at the ends say nothing (PS3.5 6.2), nor do a name's delimiters."""
+    return not value.strip(" ^=") if isinstance(value, str) else all(map(is_blank, value))
 
 
 def _is_newer(patient: Patient, order: ImagingOrder, name: str) -> bool:

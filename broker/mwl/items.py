@@ -123,7 +123,7 @@ def missing_of(
         "ScheduledProcedureStepStartTime": step.start_time, "Modality": step.modality,
         "ScheduledProcedureStepID": step.sps_id,
     }  # fmt: skip
-    return [name for name in (*dataset.TYPE_1, *dataset.STEP_TYPE_1) if not values[name]]
+    return [name for name in (*dataset.TYPE_1, *dataset.STEP_TYPE_1) if dataset.is_blank(values[name])]
 
 
 def stations(session: Session, step_pk: int) -> list[str]:

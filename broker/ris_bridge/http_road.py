@@ -8,7 +8,10 @@ import datetime as dt
 import hashlib
 import http
 import itertools
+import json
 import re
+import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,7 +37,7 @@ from broker.mwl.commands import (
     StepCommand,
     VisitCommand,
 )
-from broker.ris_bridge import inbox
+from broker.ris_bridge import inbox, json_faults
 from broker.ris_bridge.effects import Asked, Done, Told
 from broker.ris_bridge.inbox import KEY_CHARACTERS_MAX, Answer, Read, Received, Road
 from broker.ris_bridge.turns import Keys
@@ -46,6 +49,15 @@ RETRY_SECONDS = 5
 CHANGE = "send a change (XO)"  # what services advise, in the words of HL7
 KEYS_MAX = 200  # of one request
 PLACE_CHARACTERS_MAX = 200  # of a refusal: a name that is none of ours may have any length
+BLANKS = "".join(char for char in map(chr, range(0x3001)) if unicodedata.category(char) == "Zs")
+# For a class of a pattern: control, direction and zero-width characters (Cc without tabs and line ends, Cf, Zl, Zp),
+# which nobody sees, and by which two identifiers that look alike would be two. Gaiji and a kanji's own form are text.
+NO_TEXT = (
+    "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u2064\u2066-\u206f\ufeff\ufff9-\ufffb\U000110bd\U000110cd\U00013430-\U00013438\U0001bca0-\U0001bca3"
+    "\U0001d173-\U0001d17a\U000e0001\U000e0020-\U000e007f"
+)
+ONE_LINE = rf"{NO_TEXT}\t\n\r"
 
 
 @dataclass(frozen=True)
@@ -271,6 +283,19 @@ def json_of(text: str, place: str) -> Any:
         return pydantic_core.from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise Unreadable(place, f"the body is no JSON: {error}") from None
+
+
+def refuse_twice(text: str, place: str) -> None:
+    """A name that one object of this JSON says twice: the last would count, and nobody could know which was meant."""
+
+    def check(pairs: Sequence[tuple[str, Any]]) -> None:
+        if len(dict(pairs)) < len(pairs):
+            ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
+            if json_faults.PLAIN_NAME.fullmatch(name):
+                raise InvalidValue(name, "stands twice in one object")
+            raise InvalidValue(place, "holds a name that stands twice in one object")
+
+    json.loads(text, object_pairs_hook=check, parse_int=float)
 
 
 def nul(found: Any, in_budget: Callable[[], None] = lambda: None) -> tuple[str | int, ...] | None:

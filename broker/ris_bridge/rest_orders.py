@@ -20,9 +20,11 @@ from broker.ris_bridge import alike, http_road, json_faults
 from broker.ris_bridge.hl7 import names, values
 
 B = TypeVar("B", bound=BaseModel)
-PLAIN = ids.PLAIN
-LINES = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
-GROUP_TEXT = r"^([^\\=^\x00-\x1f\x7f]*\^){0,4}[^\\=^\x00-\x1f\x7f]*$"
+NO_TEXT, ONE_LINE = http_road.NO_TEXT, http_road.ONE_LINE
+# A text of one value: a backslash would make two of it (PS3.5 6.2).
+PLAIN = rf"^[^\\{ONE_LINE}]*$"
+LINES = f"^[^{NO_TEXT}]*$"
+GROUP_TEXT = rf"^([^\\=^{ONE_LINE}]*\^){{0,4}}[^\\=^{ONE_LINE}]*$"
 SH = Annotated[str, Field(max_length=16, pattern=PLAIN)]
 LO = Annotated[str, Field(max_length=64, pattern=PLAIN)]
 LT = Annotated[str, Field(max_length=10_240, pattern=LINES)]
@@ -30,31 +32,37 @@ GROUP = Annotated[str, Field(max_length=64, pattern=GROUP_TEXT)]  # one componen
 AE_TITLE = Annotated[str, Field(pattern=ids.AE_TITLE)]
 DOTTED, SEX, MODALITY = r"^[0-9.]*$", "^[MFO]?$", "^[A-Z0-9_ ]{1,16}$"
 # (0074,1202). A node names several, separated by commas.
-LABEL = r"^([^\\\x00-\x1f\x7f,\s]([^\\\x00-\x1f\x7f,]{0,62}[^\\\x00-\x1f\x7f,\s])?)?$"
+LABEL = rf"^([^\\,{ONE_LINE}\s]([^\\,{ONE_LINE}]{{0,62}}[^\\,{ONE_LINE}\s])?)?$"
+UNSEEN = "control, direction or zero-width character"
 PRIORITY = "^(STAT|HIGH|ROUTINE|MEDIUM|LOW)$"
 UID = Annotated[str, Field(max_length=64, pattern=DOTTED)]
 PATTERNS = {
-    PLAIN: "must hold no backslash and no control character",
-    LINES: "must hold no control character but tabs and line ends",
-    GROUP_TEXT: "must be written as FAMILY^GIVEN^MIDDLE^PREFIX^SUFFIX, without backslash, = and control characters",
+    PLAIN: f"must hold no backslash and no {UNSEEN}",
+    LINES: f"must hold no {UNSEEN} but tabs and line ends",
+    GROUP_TEXT: f"must be written as FAMILY^GIVEN^MIDDLE^PREFIX^SUFFIX, without backslash and =, and hold no {UNSEEN}",
     ids.AE_TITLE: "must be 1 to 16 ASCII characters without backslash and without blanks at either end",
     DOTTED: "must hold digits and dots only", SEX: "must be M, F or O, or empty",
     MODALITY: "must be 1 to 16 of A to Z, 0 to 9, _ and blank",
-    LABEL: "must be at most 64 characters without commas, backslashes and control characters, and without a blank at"
-    " either end",
+    LABEL: "must be at most 64 characters without commas and backslashes, without a blank at either end, and hold no"
+    f" {UNSEEN}",
     PRIORITY: "must be STAT, HIGH, ROUTINE, MEDIUM or LOW",
 }  # fmt: skip
-DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
+YEAR, YEARS = "(18|19|20|21)[0-9]{2}", "1800 and 2199"  # that stay years in every zone
+DAY = rf"{YEAR}-[0-9]{{2}}-[0-9]{{2}}"
 TIME = DAY + r"T[0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?(Z|[+-][0-9]{2}:[0-9]{2})?"
 
 
 def _written(pattern: str, example: str) -> BeforeValidator:
     """Digits alone are seconds since 1970 to the library: 19700101 must not become the 17th of August."""
 
+    of_any_year = pattern.replace(YEAR, "[0-9]{4}")
+
     def check(value: Any) -> Any:
-        if value is not None and not (isinstance(value, str) and re.fullmatch(pattern, value)):
-            raise ValueError(f"must be written as {example}")
-        return value
+        if value is None or (isinstance(value, str) and re.fullmatch(pattern, value)):
+            return value
+        if isinstance(value, str) and re.fullmatch(of_any_year, value):
+            raise ValueError(f"its year must lie between {YEARS}")
+        raise ValueError(f"must be written as {example}")
 
     return BeforeValidator(check)
 
@@ -201,7 +209,7 @@ KEYS = {
 def keys(raw: bytes) -> list[tuple[str, str]]:
     """What a body names that may not be an order, for the journal."""
     try:
-        return list(_keys(http_road.json_of(http_road.text(raw), "body")))
+        return list(_keys(_without_blanks(http_road.json_of(http_road.text(raw), "body"))))
     except BrokerError:
         return []
 
@@ -222,9 +230,19 @@ def _keys(found: Any) -> Iterator[tuple[str, str]]:
 
 def _parsed(text: str) -> Any:
     found = http_road.json_of(text, "body")
+    http_road.refuse_twice(text, "body")
     if isinstance(found, dict | list) and "\\u0000" in text and (where := http_road.nul(found)) is not None:
         raise InvalidValue(_path(where), "holds NUL, which is no character of a text")
-    return found
+    return _without_blanks(found)
+
+
+def _without_blanks(value: Any) -> Any:
+    """At the ends of a text they say nothing (PS3.5 6.2)."""
+    if isinstance(value, dict):
+        return {name: _without_blanks(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_blanks(one) for one in value]
+    return value.strip(http_road.BLANKS) if isinstance(value, str) else value
 
 
 def _path(where: json_faults.Where) -> str:
@@ -427,7 +445,7 @@ def _person(body: PatientBody | None, site: Site) -> PersonCommand | None:
 def _procedure(body: ProcedureBody, site: Site, path: str) -> ProcedureCommand:
     for name in PROCEDURE_KEYS:
         if body.said(name) == "":
-            raise InvalidValue(f"{path}.{name}", "cannot be deleted: the order is found by it")
+            raise InvalidValue(f"{path}.{name}", "cannot be empty or deleted: the order is found by it")
     if body.study_instance_uid and not ids.valid_uid(body.study_instance_uid):
         raise InvalidValue(f"{path}.study_instance_uid", "is no UID")
     code = body.said("code", lambda one: _code(one, f"{path}.code"))
@@ -457,7 +475,7 @@ def _procedure(body: ProcedureBody, site: Site, path: str) -> ProcedureCommand:
 
 def _step(body: StepBody, site: Site, path: str) -> StepCommand:
     if body.said("sps_id") == "":
-        raise InvalidValue(f"{path}.sps_id", "cannot be deleted: the step is found by it")
+        raise InvalidValue(f"{path}.sps_id", "cannot be empty or deleted: the step is found by it")
     start = body.said("scheduled_start", lambda at: local(at, site))
     date, time = ("", "") if start == "" else start or (None, None)
     return StepCommand(

@@ -49,7 +49,7 @@ def _day(text: str) -> str:
     try:
         return f"{dt.date.fromisoformat(query.like(rest_orders.DAY, '')(text)):%Y%m%d}"
     except ValueError:
-        raise ValueError("must be a day of a calendar, written as 1970-01-31") from None
+        raise ValueError(f"must be a day of the years {rest_orders.YEARS}, written as 1970-01-31") from None
 
 
 def _statuses(text: str) -> tuple[str, ...]:

@@ -534,11 +534,12 @@ def test_a_step_without_a_value_of_type_1_is_kept_out_and_told_with_how_to_mend_
     assert "山田" not in str(told)
 
 
+@pytest.mark.parametrize("nothing", ["", " "])
 @pytest.mark.parametrize("name", ["StudyInstanceUID", "RequestedProcedureID", "PatientID", "ScheduledProcedureStepID"])
-def test_numbers_that_are_always_made_are_asked_for_all_the_same(name):
+def test_numbers_that_are_always_made_are_asked_for_all_the_same(name, nothing):
     """No road leaves them out; a merge that is taken back may leave a patient without a number."""
     said = {"name": "A", "pk": "1", "uid": "1.2", "rp": "R", "sps": "S"}
-    said[{"StudyInstanceUID": "uid", "RequestedProcedureID": "rp", "PatientID": "pk"}.get(name, "sps")] = ""
+    said[{"StudyInstanceUID": "uid", "RequestedProcedureID": "rp", "PatientID": "pk"}.get(name, "sps")] = nothing
     from types import SimpleNamespace as Row
 
     patient = Row(name=said["name"])

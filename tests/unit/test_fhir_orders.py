@@ -395,7 +395,7 @@ def test_all_that_is_wrong_with_a_resource_is_told_at_once_in_our_words():
     (place, words), *rest = [(refused.value.place, refused.value.text), *refused.value.also]
     assert (place, words) == ("Bundle.entry[1].resource.priority", "must be 'routine', 'urgent', 'asap' or 'stat'")
     assert rest == [("Bundle.entry[1].resource.occurrenceDateTime",
-                     "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date")]  # fmt: skip
+                     "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date; its year must lie between 1800 and 2199")]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -491,6 +491,68 @@ def test_what_cannot_be_an_order_is_refused_at_its_element(changes, error, place
         order(roads.patient(), request(**changes))
     assert refused.value.place.startswith(f"Bundle.entry[1].resource.{place}".rstrip("."))
     assert "unknown.example" not in refused.value.text
+
+
+@pytest.mark.parametrize("sign", ["\x85", "\u200b", "\u2028", "\u202e", "\ufeff"])
+@pytest.mark.parametrize(
+    ("change", "place"),
+    [(lambda p, r, s: r["identifier"][2].update(value=s("ACC001")), "[1].resource.identifier[2].value"),
+     (lambda p, r, s: p["identifier"][0].update(value=s("1")), "[0].resource.identifier[0].value"),
+     (lambda p, r, s: p["name"][0].update(family=s("山田")), "[0].resource.name[0].family"),
+     (lambda p, r, s: r["identifier"][0].update(system=s("urn:x")), "[1].resource.identifier[0].system"),
+     (lambda p, r, s: r.update(note=[{"text": s("a")}]), "[1].resource.note[0].text")],
+)  # fmt: skip
+def test_a_sign_that_nobody_sees_is_refused_where_it_is_read(change, place, sign):
+    for make in (lambda text: text + sign, lambda _: sign):
+        patient, wanted = roads.patient(), copy.deepcopy(request(text={"div": f"{sign}not read"}))
+        change(patient, wanted, make)
+        with pytest.raises(InvalidValue) as refused:
+            order(patient, wanted)
+        assert refused.value.place == f"Bundle.entry{place}"
+        assert sign not in refused.value.text
+    assert order(roads.patient(), request(text={"div": f"{sign}not read"}))
+
+
+def test_blanks_at_the_ends_of_a_text_say_nothing():
+    def blanked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: one if name in ("id", "resourceType") else blanked(one) for name, one in value.items()}
+        if isinstance(value, list):
+            return [blanked(one) for one in value]
+        return f" {value}\u3000" if isinstance(value, str) else value
+
+    resources = [roads.patient(), request()]
+    plain = roads.bundle(*resources)
+    wanted = copy.deepcopy(plain)
+    for entry in wanted["entry"]:
+        entry["resource"] = blanked(entry["resource"])
+    assert planned(wanted).commands == planned(plain).commands
+
+
+@pytest.mark.parametrize("blank", [" ", "\u3000", "\xa0 "])
+def test_a_blank_is_no_value(blank):
+    with pytest.raises(MissingField) as refused:
+        order({**roads.patient(), "identifier": [{"system": roads.HOSP, "value": blank}]}, request())
+    assert refused.value.place == "Bundle.entry[0].resource.identifier"
+    with pytest.raises(MissingField) as refused:
+        order({**roads.patient(), "name": [{"family": blank, "given": [blank]}]}, request())
+    assert refused.value.place == "Bundle.entry[0].resource.name"
+    with pytest.raises(InvalidValue) as refused:
+        order(roads.patient(), request(intent=blank))
+    assert refused.value.place == "Bundle.entry[1].resource.intent"
+    made = order(
+        roads.patient(),
+        request(identifier=[roads._identifier(blank, roads.RIS, "ACSN")], code={"coding": [{"code": blank}]}),
+    )
+    assert (made.accession_number, made.procedures[0].code_value) == ("", None)
+
+
+def test_the_years_of_a_day_have_limits_that_are_told():
+    for change in ({"occurrenceDateTime": "9999-12-31T23:59:59Z"}, {"authoredOn": "0001-01-01"}):
+        with pytest.raises(InvalidValue, match="between 1800 and 2199"):
+            order(roads.patient(), request(**change))
+    with pytest.raises(InvalidValue, match="between 1800 and 2199"):
+        order({**roads.patient(), "birthDate": "2999-01-01"}, request())
 
 
 @pytest.mark.parametrize(

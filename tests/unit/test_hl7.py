@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.config import Limits, Site
-from broker.errors import BrokerError, InvalidValue
+from broker.errors import BrokerError, InvalidValue, MissingField
 from broker.ris_bridge.hl7 import ack, charset, message, orders_in, values
 from broker.sim.ris import omi
 from tests.world import order, today
@@ -193,3 +193,11 @@ def test_no_bytes_make_the_parser_fail_in_another_way_than_by_refusing(junk, at,
     except BrokerError as error:
         assert "山田" not in str(error)
         assert "0000012345" not in str(error)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "   "])
+def test_a_message_without_a_control_id_is_refused_as_nobody_could_tell_it_from_its_repeat(blank):
+    head = f"MSH|^~\\&|HIS|HOSP|BROKER|RAD|20251201||ADT^A04|{blank}|P|2.5"
+    with pytest.raises(MissingField) as refused:
+        message.check(message.header(head.encode(), "ASCII"))
+    assert refused.value.place == "MSH^1^10"

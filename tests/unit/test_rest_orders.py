@@ -5,13 +5,14 @@ import copy
 import dataclasses
 import json
 import re
+import unicodedata
 
 import pytest
 
 from broker.config import Limits, Site
 from broker.errors import BrokerError, DuplicateKey, InvalidValue, MissingField, Unreadable
 from broker.mwl.commands import Identifier, OrderCommand
-from broker.ris_bridge import rest_orders
+from broker.ris_bridge import http_road, rest_orders
 from broker.ris_bridge.hl7 import message, orders_in
 from broker.ris_bridge.http_road import (
     CHANGE,
@@ -281,6 +282,109 @@ def test_nul_is_no_character_of_a_text_and_is_refused_where_it_stands(body, plac
         assert refused.value.place == place
 
 
+TEXTS = [
+    "accession_number", "accession_issuer", "requesting_service", "patient.id", "patient.issuer", "patient.name",
+    "patient.name.alphabetic", "requested_procedures.0.id", "requested_procedures.0.filler_order_number",
+    "requested_procedures.0.description", "requested_procedures.0.comments", "requested_procedures.0.steps.0.sps_id",
+    "requested_procedures.0.steps.0.location", "requested_procedures.0.steps.0.label",
+    "requested_procedures.0.steps.0.station_ae_titles.0",
+]  # fmt: skip
+NO_TEXT = [
+    "\x7f", "\x85", "\x9f", "\xad", "\u061c", "\u200b", "\u200e", "\u2028", "\u2029", "\u202e", "\u2060", "\u2069",
+    "\ufeff", "\U000e0041",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", TEXTS)
+@pytest.mark.parametrize("sign", NO_TEXT)
+def test_a_sign_that_nobody_sees_is_refused_where_it_stands(path, sign):
+    """Two identifiers that look alike would be two, or one that is shown empty."""
+    for text in (f"CT1{sign}", f"{sign}CT1", f"C{sign}T", sign):
+        with pytest.raises(InvalidValue) as refused:
+            placed(at(path, text))
+        assert refused.value.place.startswith(path)
+        assert sign not in refused.value.text
+
+
+def test_of_no_text_are_control_direction_and_zero_width_characters():
+    wanted = {
+        char for char in map(chr, range(0x20, 0x110000)) if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")
+    }
+    of_text = "葛\U000e0100 山\u3000田 \ue000 が e\u0301\t\r\n"  # a kanji's own form, gaiji, marks
+    assert set(re.findall(f"[{http_road.NO_TEXT}]", "".join(map(chr, range(0x20, 0x110000))))) == wanted
+    assert not re.search(f"[{http_road.NO_TEXT}]", of_text)
+    name = "葛\U000e0100城^\ue000 \u3000"
+    assert placed(at("patient.name.ideographic", name, at("patient.name", {}))).patient.name == "=葛\U000e0100城^\ue000"
+
+
+def test_several_lines_keep_their_ends():
+    (procedure,) = placed(at("requested_procedures.0.comments", "a\n\tb\r\nc")).procedures
+    assert procedure.attributes["RequestedProcedureComments"] == "a\n\tb\r\nc"
+
+
+@pytest.mark.parametrize("blank", [" ", "   ", "\u3000", "\xa0"])
+@pytest.mark.parametrize(
+    "path",
+    ["patient.id", "patient.name", "requested_procedures.0.id", "requested_procedures.0.steps.0.sps_id",
+     "requested_procedures.0.steps.0.modality", "requested_procedures.0.steps.0.station_ae_titles.0",
+     "requested_procedures.0.steps.0.scheduled_start", "requested_procedures.0.code.value"],
+)  # fmt: skip
+def test_a_blank_is_no_value(path, blank):
+    with pytest.raises((InvalidValue, MissingField)) as refused:
+        placed(at(path, blank, at("requested_procedures.0.code", {"value": "1"})))
+    assert path.startswith(refused.value.place)
+
+
+@pytest.mark.parametrize("blank", [" ", "\u3000"])
+def test_a_blank_accession_number_is_none(blank):
+    assert placed(at("accession_number", blank)).accession_number == ""
+    with pytest.raises(MissingField) as refused:
+        placed(at("accession_number", blank), Site(missing_accession_number="reject"))
+    assert refused.value.place == "accession_number"
+
+
+@pytest.mark.parametrize("path", [path for path in TEXTS if path != "patient.name"])
+def test_blanks_at_the_ends_of_a_text_say_nothing(path):
+    """PS3.5 6.2: on the wire `A1 ` is A1."""
+    assert placed(at(path, " CT1 \u3000")) == placed(at(path, "CT1"))
+
+
+def test_nor_in_a_change_or_in_what_the_journal_finds_an_order_by():
+    assert changed({"accession_number": " ACC1 ", "patient": {"id": "1 "}, "requested_procedures": [{"id": "RP1 "}]})
+    with pytest.raises(InvalidValue) as refused:
+        changed({"requested_procedures": [{"id": "RP1", "steps": [{"sps_id": "S1", "modality": " "}]}]})
+    assert refused.value.place == "requested_procedures.0.steps.0.modality"
+    assert rest_orders.body(rest_orders.Label, '{"label": " urgent "}').label == "urgent"
+    keys = rest_orders.keys(b'{"accession_number": "A1 ", "patient": {"id": " 1"}}')
+    assert keys == [("accession", "A1"), ("patient", "1")]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [('{"patient": {"id": "X1"}, "patient": {"id": "X2"}}', "patient"),
+     ('{"patient": {"id": "X1", "id": "X1"}}', "id"), ('{"requested_procedures": [{"reason": "a", "reason": "b"}]}', "reason"),
+     ('{"label": "a", "l\\u0061bel": null}', "label"), ('{"x": [[{"鈴木": 1, "鈴木": 2}]]}', "body"),
+     ('{"SUZUKI^HANAKO": 1, "SUZUKI^HANAKO": 1}', "body")],
+)  # fmt: skip
+def test_a_name_that_stands_twice_in_one_object_is_refused(text, place):
+    """Nobody could know which was meant."""
+    for read in (rest_orders.new, rest_orders.change, lambda text: rest_orders.body(rest_orders.Label, text)):
+        with pytest.raises(InvalidValue, match="twice") as refused:
+            read(text)
+        assert refused.value.place == place
+        assert "鈴木" not in refused.value.text and "SUZUKI" not in refused.value.text
+    twice = b'{"accession_number": "A1", "patient": {"id": "1"}, "patient": {"id": "2"}}'
+    assert ("accession", "A1") in rest_orders.keys(twice), "and it is found in the journal"
+
+
+def test_as_deep_and_as_long_as_before():
+    text = '{"x": ' * 150 + "1" * 4_000 + "}" * 150
+    with pytest.raises(InvalidValue, match="not known here"):
+        rest_orders.new(text)
+    with pytest.raises(Unreadable):
+        rest_orders.new('{"x": ' * 1_000 + "1" + "}" * 1_000)
+
+
 def test_a_reverse_solidus_before_u0000_is_no_nul():
     assert rest_orders.new('{"requested_procedures": [{"comments": "\\\\u0000"}]}')
 
@@ -325,10 +429,14 @@ def test_a_name_that_is_none_of_ours_is_not_repeated_since_it_may_be_the_patient
         ("requested_procedures.0.steps.0.modality", "ct", "A to Z"),
         ("requested_procedures.0.steps.0.station_ae_titles", ["CT\\1"], "16 ASCII characters"),
         ("requested_procedures.0.study_instance_uid", "a", "digits and dots"),
-        ("requested_procedures.0.comments", "\x01", "no control character"),
+        ("requested_procedures.0.comments", "\x01", "no control, direction or zero-width"),
         ("patient.birth_date", "1970-02-30", "no date of a calendar"),
         ("requested_procedures.0.steps.0.scheduled_start", "2025-02-30T09:30:00", "no time of a calendar"),
         ("requested_procedures.0.steps", [{}] * 101, "at most 100 items"),
+        ("patient.birth_date", "2999-01-01", "year must lie between 1800 and 2199"),
+        ("patient.birth_date", "2999-1-1", "written as 1970-01-31"),
+        ("requested_procedures.0.steps.0.scheduled_start", "9999-12-31T23:59:59", "year must lie between 1800 and 2199"),
+        ("requested_procedures.0.steps.0.scheduled_start", "2999-01-01", "written as 2025-12-01T09:30:00"),
     ],
 )  # fmt: skip
 def test_what_is_wanted_is_said_in_our_words(path, value, words):

@@ -600,6 +600,15 @@ def test_nul_is_refused_where_it_stands_and_the_rest_is_found_in_the_journal(sit
     assert ("accession", "ACC001") in {(one.kind, one.value) for one in site.rows(MessageKey)}
 
 
+def test_a_name_that_stands_twice_is_refused_and_the_rest_is_found_in_the_journal(site):
+    body = json.dumps(roads.fhir(today()), ensure_ascii=False).replace(
+        '"status": "active"', '"status": "active", "status": "draft"'
+    )
+    refused = ask(site, "POST", body=body.encode())
+    assert (refused.status_code, outcome(refused)[1]) == (422, ["status"])
+    assert ("accession", "ACC001") in {(one.kind, one.value) for one in site.rows(MessageKey)}
+
+
 def test_xml_is_not_taken_and_sixteen_mebibytes_are(site):
     assert ask(site, "POST", body=b"<Bundle/>", Content_Type="application/fhir+xml").status_code == 415
     large = {**roads.bundle(roads.patient()), "id": "x" * 2 * 1024 * 1024}

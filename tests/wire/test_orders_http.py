@@ -370,6 +370,51 @@ def test_a_key_that_named_no_order_never_reaches_the_one_that_got_it_since(broke
     assert (after.state, after.answer, after.error_text) == ("REJECTED", before.answer, before.error_text)
 
 
+def test_nor_does_a_key_of_a_step_reach_the_step_that_got_it_since(broker):
+    ask(broker, "POST", body=order())
+    label = f"http://127.0.0.1:{broker.ports['http']}{rest_road.STEPS}/2/label"
+    headers = {"Authorization": f"Bearer {broker.tokens['ris']}"}
+    assert httpx.post(label, json={"label": "HEART"}, headers=headers).json()["place"] == "step_id"
+    more = with_step(sps_id="SPS002")["requested_procedures"][0]
+    assert ask(broker, "PATCH", "/1", {"requested_procedures": [more]}).status_code == 200
+    assert again(broker, 1) == "refused"
+    assert [one.label for one in broker.rows(ScheduledStep)] == ["", ""]
+
+
+def test_what_is_the_same_on_the_wire_is_the_same_here(broker):
+    """PS3.5 6.2: blanks at the ends of an identifier say nothing."""
+    ask(broker, "POST", body=order())
+    patient = order()["patient"]
+    assert ask(broker, "POST", body=order(accession_number="ACC001 ")).status_code == 200
+    other = order(accession_number=" ACC001", patient={**patient, "id": "W1", "name": "鈴木^花子"})
+    refused = ask(broker, "POST", body=other)
+    assert (refused.status_code, "another patient" in refused.json()["detail"]) == (409, True)
+    renamed = order(accession_number="ACC002", patient={**patient, "id": f"{patient['id']} ", "name": "鈴木^花子"})
+    renamed["requested_procedures"][0] |= {"id": "RP002", "study_instance_uid": None, "placer_order_number": "P2",
+                                           "filler_order_number": "F2"}  # fmt: skip
+    ask(broker, "POST", body=renamed)
+    assert len(broker.rows(Patient)) == 1
+    assert len({one.PatientName for one in broker.modality("CT1").worklist()}) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "place"),
+    [
+        (order(accession_number="A\x85"), "accession_number"), (order(accession_number="A\u202e"), "accession_number"),
+        (with_step(location="\x85\u2028"), "requested_procedures.0.steps.0.location"),
+        (with_step(sps_id=" "), "requested_procedures.0.steps.0.sps_id"),
+        (with_step(modality=" "), "requested_procedures.0.steps.0.modality"),
+        (order(patient={"id": " ", "name": "Y"}), "patient.id"),
+        (order(patient={"id": "1", "name": "\u200b"}), "patient.name.alphabetic"),
+        (b'{"patient": {"id": "X1"}, "patient": {"id": "X2"}}', "patient"),
+    ],
+)  # fmt: skip
+def test_what_nobody_can_see_is_no_value(broker, body, place):
+    refused = ask(broker, "POST", body=body)
+    assert (refused.status_code, refused.json()["place"]) == (422, place)
+    assert not broker.rows(ImagingOrder)
+
+
 def test_what_is_long_in_reading_holds_nobody_up(broker):
     begun, done = threading.Event(), threading.Event()
 

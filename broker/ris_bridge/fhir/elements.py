@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from broker.errors import Unreadable
 from broker.ris_bridge import http_road, json_faults
@@ -14,17 +14,17 @@ M = TypeVar("M", bound="Element")
 T = TypeVar("T")
 ITEMS_MAX = 100  # of each list inside a resource
 LOOKED_AT_MAX = 10_000  # elements of a body, for what the journal finds it by
-TEXT = r"^[^\x00-\x08\x0b\x0c\x0e-\x1f\x7f]*$"
+TEXT = f"^[^{http_road.NO_TEXT}]*$"
 DAY = r"(18|19|20|21)[0-9]{2}-[0-9]{2}-[0-9]{2}"  # years that stay years in every zone
 DATE = rf"{DAY}|[0-9]{{4}}(-[0-9]{{2}})?"
 TIME = rf"{DAY}T[0-9]{{2}}:[0-9]{{2}}(:[0-9]{{2}}(\.[0-9]+)?)?(Z|[+-][0-9]{{2}}:[0-9]{{2}})?|{DATE}"
 
-URI, ONE_DATE, ONE_TIME = r"^[^\s\x00-\x1f\x7f]+$", f"^({DATE})$", f"^({TIME})$"
+URI, ONE_DATE, ONE_TIME = rf"^[^\s{http_road.ONE_LINE}]+$", f"^({DATE})$", f"^({TIME})$"
 PATTERNS = {
-    TEXT: "must hold no control character but tabs and line ends",
-    URI: "must be a URI, without blanks and control characters",
-    ONE_DATE: "must be written as YYYY, YYYY-MM or YYYY-MM-DD",
-    ONE_TIME: "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date",
+    TEXT: "must hold no control, direction or zero-width character but tabs and line ends",
+    URI: "must be a URI, without blanks and control, direction or zero-width characters",
+    ONE_DATE: "must be written as YYYY, YYYY-MM or YYYY-MM-DD; the year of a day must lie between 1800 and 2199",
+    ONE_TIME: "must be written as YYYY-MM-DDThh:mm:ss+zz:zz, or as a date; its year must lie between 1800 and 2199",
 }
 
 Text = Annotated[str, Field(min_length=1, max_length=16_384, pattern=TEXT)]
@@ -36,6 +36,12 @@ Items = Annotated[list[T], Field(max_length=ITEMS_MAX)]
 
 class Element(BaseModel):
     model_config = ConfigDict(extra="ignore")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _without_blanks(cls, value: Any) -> Any:
+        """At the ends of a text they say nothing, and a text of nothing else is none (PS3.5 6.2)."""
+        return value.strip(http_road.BLANKS) or None if isinstance(value, str) else value
 
 
 class Coding(Element):
@@ -235,7 +241,7 @@ def keys(found: Any) -> Iterator[tuple[str, str]]:
     for one, kind in islice(_elements(found, ""), LOOKED_AT_MAX):
         value = one.get("value")
         if isinstance(value, str) and kind:
-            yield from _key(one, value.removeprefix("urn:oid:"), kind)
+            yield from _key(one, value.strip(http_road.BLANKS).removeprefix("urn:oid:"), kind)
 
 
 def _elements(found: Any, above: str) -> Iterator[tuple[dict[str, Any], str]]:

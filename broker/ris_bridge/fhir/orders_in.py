@@ -152,9 +152,9 @@ class Reader:
         personal = tuple(known for _, known in said if known.type in PERSONAL)
         if not personal:
             raise MissingField(f"{path}.identifier", "a patient has an identifier")
-        if not patient.name:
-            raise MissingField(f"{path}.name", "a patient has a name")
         name = values.person(patient.name, self.site, f"{path}.name")
+        if not name.pn:
+            raise MissingField(f"{path}.name", "a patient has a name")
         others = [
             {"PatientID": known.value, "IssuerOfPatientID": known.issuer, "TypeOfPatientID": "TEXT"}
             for _, known in said if known.type not in PERSONAL
@@ -162,7 +162,7 @@ class Reader:
         leading = next(one for one, known in said if known.type in PERSONAL)
         return PersonCommand(
             identifiers=personal,
-            name=name.pn or None,
+            name=name.pn,
             birth_date=values.birth_date(patient.birthDate, f"{path}.birthDate"),
             sex=SEX.get(patient.gender or "") or None,
             attributes={

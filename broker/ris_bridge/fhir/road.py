@@ -68,6 +68,8 @@ def _read(received: Received, before: dt.datetime | None = None) -> Read:
             raise Unsupported("", "is no path that takes orders")
         if isinstance(found, BrokerError):
             raise found
+        in_budget()
+        http_road.refuse_twice(http_road.text(request.body), _kind_of(found))
         _check_text(found, request.body, in_budget)
         items.extend(_one(found, request, match[2] or "") if match[1] else _all(found, settings, in_budget))
         made = plan(Reader(items, settings.site, names.systems, Known(names, in_budget, before), in_budget))

@@ -199,7 +199,7 @@ def check(head: Header) -> None:
     if head.delimiters[1:].rstrip("\0") != head[2][:4]:
         raise Unreadable("MSH^1^2", "the encoding characters are not up to four different signs")
     for number, what in ((9, "message type"), (10, "message control ID")):
-        if not head[number]:
+        if not head[number].strip():
             raise MissingField(f"MSH^1^{number}", f"{what} is required")
     version = head[12].split(head.delimiters[1])[0]
     if version not in VERSIONS:
