@@ -1,5 +1,6 @@
 """Queries and what they showed, as rows: the same keys and the same set of items are kept once (model/worklist.py)."""
 
+import contextlib
 import datetime as dt
 import hashlib
 import json
@@ -16,7 +17,7 @@ from broker.dicom.habits import Directory
 from broker.errors import Unreadable
 from broker.model.orders import OfferedItem, ScheduledStep
 from broker.model.worklist import WorklistAnswer, WorklistKeys, WorklistQuery
-from broker.mwl import funnel
+from broker.mwl import funnel, learned
 from broker.mwl.plan import Plan
 from broker.mwl.view import View
 
@@ -27,12 +28,13 @@ Shown = tuple[tuple[int, int, str], ...]  # step, version, status, as they were 
 
 @dataclass(frozen=True)
 class Source:
-    """Who asks, and with which identifier. No hash of its bytes is made twice."""
+    """Who asks, and with which identifier. No hash of its bytes is made twice. identifier: None where it is too large
+    to be kept."""
 
     ae_title: str
     called: str
     address: str
-    identifier: bytes
+    identifier: bytes | None
     syntax: str
 
 
@@ -50,15 +52,14 @@ class Asked:
     directory: Directory | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
-    """asked: the first of them. times: in all. written, offered: how many of them the tables know. pk: of its row."""
+    """asked: the first of them. times: in all. written: how many of them the tables know. pk: of its row."""
 
     asked: Asked
     last_at: dt.datetime
     times: int = 1
     written: int = 0
-    offered: int = 0
     pk: int | None = None
 
     def goes_on_with(self, asked: Asked) -> bool:
@@ -98,9 +99,9 @@ def write(session: Session, batch: Batch) -> dict[int, int]:
         LONGER.execute_many(session, longer)
     again = [
         {"by": run.asked.source.ae_title, "step": step_pk, "of_version": version, "at": run.last_at,
-         "more": times - run.offered}
+         "more": times - run.written}
         for run, times in sorted(batch.runs, key=lambda one: one[0].last_at)  # the latest time stays
-        if times > run.offered
+        if times > run.written
         for step_pk, version, _ in run.asked.shown
     ]  # fmt: skip
     if again:
@@ -116,6 +117,23 @@ def offer(session: Session, firsts: dict[Key, dt.datetime]) -> None:
         if step_pk in alive:
             row = {"ae_title": ae_title, "step_pk": step_pk, "version": version, "first_at": at, "last_at": at}
             db.insert_new(session, OfferedItem, {**row, "times": 0})  # counted with its run
+
+
+def read(session: Session, ae_title: str, zone: dt.tzinfo, limit: int) -> list[learned.Query]:
+    """The last queries of that device, the newest first, but for those that could not be read."""
+    run, recorded = WorklistQuery, WorklistKeys
+    statement = (
+        db.columns(run.first_at, run.last_at, run.times, recorded.dataset, recorded.character_set)
+        .where(run.keys_pk == recorded.pk, run.ae_title == ae_title, recorded.dataset != b"")
+        .order_by(col(run.last_at).desc(), col(run.pk).desc())
+        .limit(limit)
+    )
+    queries = []
+    for first_at, last_at, times, dataset, declared in session.execute(statement):
+        with contextlib.suppress(Unreadable):
+            keys = learned.keys_of(dataset, declared)
+            queries.append(learned.Query(keys, first_at.astimezone(zone), last_at.astimezone(zone), times))
+    return queries
 
 
 def _insert(session: Session, run: Run, times: int, counts: funnel.Counts) -> int:
@@ -145,8 +163,10 @@ def _once(session: Session, table: type[Any], content: bytes, values: dict[str, 
 
 
 def _keys(session: Session, source: Source) -> int:
-    """Of what cannot be read nothing is kept but that it was asked."""
+    """Of what cannot be read, or is too large, nothing is kept but that it was asked."""
     try:
+        if source.identifier is None:
+            raise Unreadable("identifier", "is too large to be kept")
         keys = tree.read(source.identifier, source.syntax, Limits(), any_charset=True)
         declared = str(keys.get(tree.CHARSET, ("CS", ""))[1]).replace("\0", " ")
         data = tree.write({**keys, tree.CHARSET: ("CS", UTF_8)}, tree.EXPLICIT_LE, (UTF_8,))

@@ -78,7 +78,7 @@ class WorklistService:
             kept = self._understood(source, request, now)
             found, is_live = self._find(kept)
         except Exception as error:
-            response = _refused(error) if isinstance(error, BrokerError) else Response(UNABLE_TO_PROCESS)
+            response = _refused(error)
             self.recorder.note(Asked(source, now, (), response.status))
             if not isinstance(error, BrokerError):
                 raise
@@ -102,7 +102,7 @@ class WorklistService:
 
     def _understood(self, source: Source, request: Request, now: dt.datetime) -> Kept:
         """Worked out once for a source; anew where its view, the site's titles or the query are others."""
-        node, is_kept = request.peer.node, bool(source.identifier)
+        node, is_kept = request.peer.node, source.identifier is not None
         read = self._read if is_kept else self._understand
         query = read(request.dataset, request.transfer_syntax, request.extended, _tolerates_level(node))
         if not query.readable:
@@ -204,12 +204,15 @@ class WorklistService:
 
 def _source(request: Request) -> Source:
     """Nobody keeps an identifier that no device sends."""
-    peer, identifier = request.peer, request.dataset if len(request.dataset) <= KEPT_BYTES_MAX else b""
+    peer, identifier = request.peer, request.dataset if len(request.dataset) <= KEPT_BYTES_MAX else None
     return Source(peer.ae_title, peer.called, peer.address, identifier, request.transfer_syntax)
 
 
-def _refused(error: BrokerError) -> Response:
-    """Statuses of conformance.md 1.9 where C-FIND has others than the error's table."""
+def _refused(error: Exception) -> Response:
+    """Statuses of conformance.md 1.9 where C-FIND has others than the error's table. Of any other error the device is
+    told by its association, with the same status."""
+    if not isinstance(error, BrokerError):
+        return Response(OUT_OF_RESOURCES if db.is_away(error) else UNABLE_TO_PROCESS)
     own = {TooMany: OUT_OF_RESOURCES, DatabaseAway: OUT_OF_RESOURCES, Unreadable: CANNOT_UNDERSTAND}
     response = refusal(error, dimse_n=False)
     return replace(response, status=own.get(type(error), response.status))

@@ -70,6 +70,20 @@ def test_who_sent_few_is_looked_at_whole_and_nobody_is_read_twice():
     assert stations()[history.RUNS_MAX :] == []
 
 
+def test_keys_and_answers_go_with_the_last_query_that_has_them():
+    for hours in (30, 1):
+        asked(hours, station="CT1")
+    asked(30, station="CT2")
+
+    def left(table: type) -> int:
+        return len(db.read(lambda session: session.exec(select(table)).all()))
+
+    assert db.run(history.forget, NOON - 2 * HOUR) == 2
+    assert [left(table) for table in (WorklistQuery, WorklistKeys, WorklistAnswer)] == [1, 1, 1]
+    assert db.run(history.forget, NOON) == 1
+    assert [left(table) for table in (WorklistQuery, WorklistKeys, WorklistAnswer)] == [0, 0, 0]
+
+
 def test_a_page_has_the_times_of_the_site():
     found = {"says": "x", "queries": [{"keys": [], "first_at": "2025-12-01T03:00:00.000000Z", "last_at": "2025-12-01T03:00:01.5Z",
                                        "times": 2, "status": "0000", "count": 0, "character_set": "", "items": []}]}  # fmt: skip

@@ -7,10 +7,12 @@ import time
 import httpx
 import pytest
 import structlog.testing
+from sqlalchemy.exc import OperationalError
 
-from broker import access, clock, db
+from broker import access, clock, db, site
 from broker.model.orders import OfferedItem, ScheduledStep
 from broker.model.worklist import WorklistQuery
+from broker.mwl.offered import Recorder
 from broker.mwl.snapshot import Snapshot
 from tests import raw
 from tests.house import House, eventually
@@ -134,9 +136,7 @@ def test_a_query_is_kept_once_for_as_long_as_its_answer_is_the_same(broker):
     assert sorted(row.times for row in broker.rows(OfferedItem, ae_title="CT1")) == [1, 5]
 
 
-def recorder(broker: House):
-    from broker.mwl.offered import Recorder
-
+def recorder(broker: House) -> Recorder:
     (made,) = broker._parts[Recorder]
     return made
 
@@ -149,6 +149,44 @@ def test_a_refused_query_is_kept_too(broker):
     (row,) = broker.rows(WorklistQuery)
     assert (row.status, row.times) == (0xA900, 1)
     assert db.read(lambda session: session.get_one(type(row), row.pk)).answer_pk
+
+
+def test_what_is_recorded_is_the_status_that_the_device_saw(broker, monkeypatch):
+    def is_away():
+        raise OperationalError("", None, ConnectionError("gone"), connection_invalidated=True)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(access, "directory", is_away)
+        assert find(broker, query(KEYS))[0] == [0xA700]
+    recorder(broker).flush()
+    assert [row.status for row in broker.rows(WorklistQuery)] == [0xA700]
+
+
+def test_nobody_waits_for_the_record_of_what_the_snapshot_shows(broker, monkeypatch):
+    broker.place(order("ACC001"))
+    snapshot(broker).refresh()
+    waits, before_the_end = [], Recorder.before_the_end
+
+    def watched(*args, **kwargs):
+        waits.append(kwargs["waits"])
+        before_the_end(*args, **kwargs)
+
+    monkeypatch.setattr(Recorder, "before_the_end", watched)
+    with monkeypatch.context() as away:
+        away.setattr(Snapshot, "is_asked_first", True)
+        assert asked(broker) == (0x0000, ["S1ACC001"])
+    assert asked(broker) == (0x0000, ["S1ACC001"])
+    assert waits == [False, True]
+
+
+def test_an_alias_of_another_device_counts_at_the_next_query(broker):
+    """What was worked out for a query is of the titles that the site had then."""
+    broker.place(order("ACC001", station="CT_ROOM"))
+    for aliases, found in (([], 0), (["CT_ROOM"], 1), ([], 0)):
+        db.run(site.change_node, "CT2", now=clock.now(), actor="test", aliases=aliases)
+        access.forget()
+        statuses, items, _ = find(broker, query({**KEYS, "ScheduledStationAETitle": "CT2"}), "CT1")
+        assert (statuses[-1], len(items)) == (0x0000, found)
 
 
 @on_postgresql
