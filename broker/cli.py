@@ -29,7 +29,7 @@ def serve_(roles: Annotated[str, typer.Option(help="web,dicom,hl7,jobs")] = "web
     """Run the broker."""
     from broker import serve  # what only the server needs is loaded for it alone: other verbs answer at once
 
-    wanted = split(roles)
+    wanted = split("--roles", roles)
     unknown = set(wanted) - set(serve.ROLES)
     if unknown:
         raise typer.BadParameter(f"no such role: {', '.join(sorted(unknown))}; roles are {', '.join(serve.ROLES)}")

@@ -1,6 +1,5 @@
 """What the site looks like: remote application entities, HL7 senders, tokens. Services over model/site."""
 
-import contextlib
 import datetime as dt
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -14,11 +13,10 @@ from sqlmodel import Session, col, select
 
 from broker import audit, clock, db, ids, log
 from broker.config import MASK, Settings, masked
-from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey, Unreadable
+from broker.errors import ConfigError, DuplicateKey, InvalidValue, UnknownKey
 from broker.model.site import ApiToken, Intake, Node, Sender, UnknownPeer
 from broker.model.upstream import Upstream
-from broker.model.worklist import WorklistKeys, WorklistQuery
-from broker.mwl import learned
+from broker.mwl import learned, query_log
 from broker.ris_bridge.hl7 import charset
 from broker.ris_bridge.intakes import watched_by
 from broker.ris_bridge.mapping import profile, store
@@ -102,25 +100,7 @@ def change_node(session: Session, ae_title: str, *, now: dt.datetime, actor: str
 def suggestions(session: Session, ae_title: str, settings: Settings) -> list[learned.Proposal]:
     """What the last queries of that device say about it, and nobody has said yet (mwl/learned.py)."""
     row, zone = node(session, ae_title), ZoneInfo(settings.site.timezone)
-    statement = (
-        db.columns(
-            WorklistQuery.first_at,
-            WorklistQuery.last_at,
-            WorklistQuery.times,
-            WorklistKeys.dataset,
-            WorklistKeys.character_set,
-        )
-        .where(
-            WorklistQuery.keys_pk == WorklistKeys.pk, WorklistQuery.ae_title == ae_title, WorklistKeys.dataset != b""
-        )
-        .order_by(col(WorklistQuery.last_at).desc(), col(WorklistQuery.pk).desc())
-        .limit(settings.limits.list_items_max)
-    )
-    queries = []
-    for first_at, last_at, times, dataset, declared in session.exec(statement):
-        with contextlib.suppress(Unreadable):
-            keys = learned.keys_of(dataset, declared)
-            queries.append(learned.Query(keys, first_at.astimezone(zone), last_at.astimezone(zone), times))
+    queries = query_log.read(session, ae_title, zone, settings.limits.list_items_max)
     return learned.propose(queries, row, settings.worklist_character_set)
 
 

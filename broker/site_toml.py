@@ -78,9 +78,18 @@ def _one_character_set(value: str) -> str:
     return value
 
 
+def members(text: str) -> list[str]:
+    """Of a list separated by commas; none of an empty text. Raises ValueError for an empty one: a stray comma must not
+    take a rule away, which would show a device more."""
+    found = [part.strip() for part in text.split(",")] if text else []
+    if not all(found):
+        raise ValueError("has a member that is empty: take out the comma or blank that stands alone")
+    return found
+
+
 def _profile(value: str) -> str:
     """Names of shipped profiles, separated by commas."""
-    named = list(dict.fromkeys(habits.names(value)))
+    named = list(dict.fromkeys(members(value)))
     if unknown := sorted(set(named) - habits.PROFILES.keys()):
         raise ValueError(f"no such profile: {', '.join(unknown)}; there are {', '.join(habits.PROFILES)}")
     return ",".join(named)
@@ -205,7 +214,7 @@ def _twice(titles: list[str]) -> str:
 class Entry(BaseModel):
     """word: its table in the file. key: the field that names it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     word: ClassVar[str]
     key: ClassVar[str] = "name"
 
@@ -226,7 +235,7 @@ class NodeEntry(Entry):
     device: Text = ""
     kind: Literal["modality", "mobile", "qa", "import"] = "modality"
     modality: Modality = ""
-    station_names: list[Text] = []
+    station_names: list[Annotated[Text, _like(r".*\S.*", "must not be empty")]] = []
     rights: list[Right] = DEFAULT_RIGHTS
     character_set: Annotated[str, AfterValidator(_character_set)] = ""
     mpps_strict: bool | None = None

@@ -12,8 +12,9 @@ import typer
 
 from broker import config, db, log, schema
 from broker.archive import status
-from broker.errors import ConfigError
+from broker.errors import ConfigError, InvalidValue
 from broker.ris_bridge.hl7 import view
+from broker.site_toml import members
 
 app = typer.Typer(
     help="The link between RIS, devices and archive.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -109,8 +110,12 @@ def print_json(found: Any) -> None:
     print(view.visible_json(json.dumps(found, ensure_ascii=False, default=str, indent=1)))
 
 
-def split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
+def split(place: str, text: str) -> list[str]:
+    """place: that is told where a member is empty."""
+    try:
+        return members(text)
+    except ValueError as error:
+        raise InvalidValue(place, str(error)) from None
 
 
 def only_said(fields: dict[str, Any]) -> dict[str, Any]:

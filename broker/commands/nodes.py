@@ -83,11 +83,11 @@ def _field(name: str, text: str) -> Any:
     if not text:
         return NodeEntry.model_fields[name].get_default(call_default_factory=True)
     if name in ALL_IF_EMPTY:
-        return _all_if_empty(name, split(text))
+        return _all_if_empty(name, split(f"node {name}", text))
     if name in LISTS:
-        return [] if text == "none" else split(text)
+        return [] if text == "none" else split(f"node {name}", text)
     if name == "lengths":
-        return {} if text == "none" else dict(_pair(part) for part in split(text))
+        return {} if text == "none" else dict(_pair(part) for part in split("node lengths", text))
     return text
 
 

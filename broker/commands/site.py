@@ -8,6 +8,8 @@ import typer
 from broker import clock, config, db, site
 from broker.commands.common import ACTOR, GROUPS, AsJson, ConfigFile, Said, only_said, opened, show, show_some, split
 
+MESSAGES = "sender messages"
+
 
 @GROUPS["token"].command("create")
 def token_create(name: Annotated[str, typer.Option()], role: Annotated[str, typer.Option(help="ris, ehr, qc, admin")],
@@ -44,8 +46,8 @@ def sender_add(name: str, application: str = "", facility: str = "", address: st
     """Register an HL7 sender."""
     opened(config_file)
     fields = {"application": application, "facility": facility, "address": address, "character_set": character_set,
-              "messages": split(messages), "tls_subject": tls_subject, "mapping": mapping, "on_trouble": on_trouble,
-              "order_responses": order_responses, "label": label}  # fmt: skip
+              "messages": split(MESSAGES, messages), "tls_subject": tls_subject, "mapping": mapping,
+              "on_trouble": on_trouble, "order_responses": order_responses, "label": label}  # fmt: skip
     print(db.run(site.add_sender, name, now=clock.now(), actor=ACTOR, **fields))
 
 
@@ -66,7 +68,7 @@ def sender_change(
     """Change what is named of a sender; the rest stays. '' takes a value away."""
     opened(config_file)
     fields = {"application": application, "facility": facility, "address": address, "character_set": character_set,
-              "messages": None if messages is None else split(messages), "tls_subject": tls_subject,
+              "messages": None if messages is None else split(MESSAGES, messages), "tls_subject": tls_subject,
               "mapping": mapping, "on_trouble": on_trouble, "order_responses": order_responses,
               "label": label}  # fmt: skip
     print(db.run(site.change_sender, name, now=clock.now(), actor=ACTOR, **only_said(fields)))

@@ -5,9 +5,9 @@ from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from broker.cli import app
-from broker.commands.common import opened
+from broker.commands.common import opened, split
 from broker.config import Site
-from broker.errors import ConfigError
+from broker.errors import ConfigError, InvalidValue
 
 NONE = "9223372036854775808"  # one more than a database can have
 
@@ -33,6 +33,17 @@ def test_a_folder_without_a_broker_does_not_become_one_by_asking(tmp_path, monke
     with pytest.raises(ConfigError, match="there is no broker here: run broker init"):
         opened()
     assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("said", [",", " ", ",,", "own,", ",own", "own, ,modality"])
+def test_an_empty_member_of_a_list_is_refused_with_its_place(said):
+    with pytest.raises(InvalidValue, match=r"^node sees: has a member that is empty"):
+        split("node sees", said)
+
+
+@pytest.mark.parametrize(("said", "members"), [("", []), ("own", ["own"]), (" own , ae:MR 1", ["own", "ae:MR 1"])])
+def test_a_list_is_separated_by_commas(said, members):
+    assert split("node sees", said) == members
 
 
 @pytest.mark.parametrize("name", ["patient_id_issuer", "accession_issuer"])

@@ -157,6 +157,23 @@ def test_a_value_that_fits_no_attribute_is_refused_with_the_place_of_its_source(
     assert (refused.value.err, refused.value.place) == ("102", "OBR^1^21^1")
 
 
+@pytest.mark.parametrize("said", ["HEART,LUNG", "A\\E\\B", "A" * 65, ","])
+def test_a_label_that_no_device_can_name_is_refused_with_the_place_of_its_source(said):
+    with pytest.raises(InvalidValue, match="without commas") as refused:
+        step(rule("step.label", "OBR-21"), ORC, field(OBR, 21, said))
+    assert (refused.value.err, refused.value.place) == ("102", "OBR^1^21")
+
+
+@pytest.mark.parametrize(("said", "label"), [(" 救急 ER ", "救急 ER"), ('""', ""), ("", None)])
+def test_a_label_that_a_device_can_name_is_taken(said, label):
+    assert step(rule("step.label", "OBR-21"), ORC, field(OBR, 21, said)).label == label
+
+
+def test_a_table_makes_a_label_of_what_is_none():
+    text = rule("step.label", "OBR-21", table='"t"') + '[tables.t]\n"HEART,LUNG" = "THORAX"\n'
+    assert step(text, ORC, field(OBR, 21, "HEART,LUNG")).label == "THORAX"
+
+
 def test_every_target_can_be_read_from_a_field():
     """No target whose reader, keyword or length is unknown: it would fail with the first message that says it."""
     said = {"step.start": "20251201093000", "order.at": "20251201093000", "procedure.study_instance_uid": "1.2.3"}
@@ -323,6 +340,8 @@ def test_a_profile_says_what_a_message_is():
      ('[[field]]\nto = "step.start"\nfrom = ["OBR-24"]\ndefault = "20251201"\n', 6, "neither a table nor a default"),
      ('[[field]]\nto = "step.modality"\ndefault = "a b c"\n', 5, "modality"),
      ('[[field]]\nto = "step.modality"\nform = ["OBR-24"]\n', 5, "no such key"),
+     ('[[field]]\nto = "step.label"\ndefault = "HEART,LUNG"\n', 5, "without commas"),
+     ('[[field]]\nto = "step.label"\nfrom = ["OBR-24"]\ntable = "t"\n[tables.t]\nCT = "A,B"\n', 8, "without commas"),
      ("[[station]]\nae_titles = ['TOO LONG AN AE TITLE']\n", 4, "AE title"), ("[[station]]\npriority = 1\n", 3, "says nothing"),
      ('[identity]\nknown = "maybe"\n', 4, "refuse"), ('[identity]\nsps = "derive"\n', 4, "no such key"),
      ('[controls.meanings]\nZZ = "QQ"\n', 4, "NW"), ('[[message]]\ntype = "oru"\nmeans = "report"\n', 4, "match"),

@@ -90,6 +90,25 @@ def test_a_list_that_is_empty_where_that_shows_everything_is_called_all(broker_c
     assert (row["sees"], row["labels"]) == (["own"], ["ER"])
 
 
+def test_a_stray_comma_takes_no_rule_away(broker_command):
+    rules = ("--sees", "own", "--labels", "ER", "--hide", "STARTED", "--profile", "ascii-only", "--aliases", "CTOLD",
+             "--lengths", "RequestedProcedureDescription=16")  # fmt: skip
+    assert broker_command(*NODE, "--modality", "CT", *rules) == "added\n"
+    before = broker_command("node", "list", "--json")
+    for option, said in [("sees", ","), ("labels", "ER,,all"), ("hide", " "), ("lengths", ","), ("profile", ",")]:
+        refused = broker_command("node", "change", "CT1", f"--{option}", said, status=1)
+        assert f"node {option}: has a member that is empty" in refused, (option, said)
+    assert broker_command("node", "list", "--json") == before
+    refused = broker_command("sender", "add", "RIS", "--application", "HIS", "--messages", ",", status=1)
+    assert "sender messages: has a member that is empty" in refused
+    options = ("rights", "aliases", "sees", "labels", "hide", "lengths", "profile")
+    taken = [part for one in options for part in (f"--{one}", "")]
+    assert broker_command("node", "change", "CT1", *taken) == "changed\n"
+    (row,) = json.loads(broker_command("node", "list", "--json"))
+    assert (row["sees"], row["labels"], row["hide"], row["lengths"]) == (None, None, None, None)
+    assert (row["rights"], row["aliases"], row["profile"]) == (["worklist", "mpps", "store", "commitment"], [], "")
+
+
 def test_the_profiles_are_listed_and_what_queries_say_is_accepted(broker_command):
     names = [row["name"] for row in json.loads(broker_command("node", "profiles", "--json"))]
     assert names == list(habits.PROFILES)
@@ -154,6 +173,7 @@ def test_an_order_by_hand_is_on_the_worklist_until_it_is_cancelled(broker_comman
         (("order", "place", "nowhere.json"), {}, 1, "nowhere.json: cannot be read"),
         (("token", "create", "--name", "x", "--role", "king"), {}, 1, "role"),
         (("serve", "--roles", "cook"), {}, 2, "no such role"),
+        (("serve", "--roles", "web,"), {}, 1, "--roles: has a member that is empty"),
         (("node", "add"), {}, 2, "Missing argument"),
         (("node", "add", "CT\\1", *NODE[3:]), {}, 1, "node ae_title: must be 1 to 16 ASCII characters, without a backslash"),
         ((*NODE, "--character-set", "ISO_IR 999"), {}, 1, "node character_set: must be ASCII, REQUEST (the one that"),

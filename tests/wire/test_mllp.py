@@ -313,6 +313,13 @@ def test_a_sender_may_be_registered_by_host_name(broker):
     assert code_of(broker.ris().send(raw)) == "AA"
 
 
+def test_who_comes_from_another_address_than_he_is_registered_with_is_told_what_mends_it(broker):
+    add_sender(broker, "RIS", application="HIS", facility="HOSP", address="192.0.2.5")
+    answer = broker.ris().send(omi(order()))
+    assert code_of(answer) == "AR"
+    assert b"registered with another address or certificate; broker sender change NAME --address" in answer
+
+
 @pytest.mark.parametrize(
     ("general", "particular"),
     [({}, {"facility": "HOSP"}), ({"facility": "HOSP"}, {"application": "HIS"}),

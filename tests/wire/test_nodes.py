@@ -9,9 +9,11 @@ from broker.model.work import AuditEvent
 from broker.model.worklist import WorklistAnswer, WorklistKeys, WorklistQuery
 
 
-def ask(broker, method: str, path: str, role: str = "admin", **more: object) -> httpx.Response:
+def ask(broker, method: str, path: str, role: str = "admin", kind: str = "", **more: object) -> httpx.Response:
+    """kind: the Content-Type, where httpx does not say it by itself."""
     url = f"http://127.0.0.1:{broker.ports['http']}/api/v1/nodes{path}"
-    return httpx.request(method, url, headers={"Authorization": f"Bearer {broker.tokens[role]}"}, timeout=40, **more)
+    headers = {"Authorization": f"Bearer {broker.tokens[role]}", **({"Content-Type": kind} if kind else {})}
+    return httpx.request(method, url, headers=headers, timeout=40, **more)
 
 
 def asked(ae_title: str) -> None:
@@ -39,7 +41,13 @@ def test_what_a_devices_queries_say_is_listed_and_accepted_by_whoever_may(broker
     assert ask(broker, "POST", f"{path}/accept", "qc", json={}).status_code == 403
     assert ask(broker, "POST", f"{path}/accept", json={"proposals": ["ascii-only"]}).status_code == 422
     assert ask(broker, "POST", f"{path}/accept", json={"all": True}).status_code == 422
-    taken = ask(broker, "POST", f"{path}/accept", json={}).json()
+    body = '{"proposals": []}'
+    for kind in ("application/x-www-form-urlencoded", "text/plain", ""):  # the first is what curl -d says
+        refused = ask(broker, "POST", f"{path}/accept", content=body, kind=kind)
+        assert (refused.status_code, refused.json()["place"]) == (415, "Content-Type")
+        assert "must be application/json" in refused.json()["detail"]
+    assert ask(broker, "POST", f"{path}/accept", "qc", content=body, kind="text/plain").status_code == 403
+    taken = ask(broker, "POST", f"{path}/accept", content=body, kind="application/json; charset=utf-8").json()
     assert (taken["accepted"], taken["node"]["profile"]) == (["asks-without-station"], "asks-without-station")
     assert ask(broker, "GET", "").json()["items"][0]["profile"] == "asks-without-station"
     assert ask(broker, "GET", path).json() == {"items": []}

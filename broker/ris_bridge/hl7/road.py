@@ -367,7 +367,8 @@ def _sender(senders: Sequence[Sender], found: Received) -> tuple[Sender | None, 
     fitting = [sender for sender in senders if _fits(sender, heads[sender.character_set], found.peer)]
     if not fitting:
         if any(_is_named(sender, heads[sender.character_set]) for sender in senders):
-            raise NotAllowed(SENDER, "this sender is registered with another address or certificate")
+            mend = "broker sender change NAME --address … (or --tls-subject …) mends it"
+            raise NotAllowed(SENDER, f"this sender is registered with another address or certificate; {mend}")
         policy = settings.unknown_sender or ("accept" if _parts_of(found.peer)[0] in LOOPBACK else "reject")
         if policy == "reject":
             raise NotAllowed(SENDER, "this sender is not registered here")

@@ -15,6 +15,7 @@ from broker import ids
 from broker.config import Site
 from broker.errors import InvalidValue
 from broker.mwl.commands import PRIORITIES
+from broker.ris_bridge import rest_orders
 from broker.ris_bridge.hl7 import values
 from broker.ris_bridge.hl7.message import Segment, unescape
 from broker.ris_bridge.hl7.names import XCN, XPN, person, technician
@@ -27,6 +28,7 @@ SEX = {"M", "F", "O"}
 DECIMAL = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,3})?")
 PARTED_DATE = re.compile(r"([0-9]{4})([-/])([0-9]{1,2})\2([0-9]{1,2})(?:[T ].*)?")
 TECHNICIANS = {("OBR", number) for number in (32, 33, 34, 35)}  # NDL
+LABEL_WORDS = rest_orders.PATTERNS[rest_orders.LABEL]
 XPN_FIELDS = {("PID", 5), ("PID", 6), ("PID", 9), ("NK1", 2), ("GT1", 3), (ROW, 0)}
 
 
@@ -141,6 +143,15 @@ def _coded(segment: Segment, path: Path, keyword: str, site: Site) -> str | None
             raise InvalidValue(
                 segment.place(path.number), "is no code string: 16 capital letters, digits, _", err="102"
             )
+        return text
+
+    return null(read(segment, path).strip(), check)
+
+
+def _label(segment: Segment, path: Path, _: str, site: Site) -> str | None:
+    def check(text: str) -> str:
+        if not re.fullmatch(rest_orders.LABEL, text):
+            raise InvalidValue(segment.place(path.number), LABEL_WORDS, err="102")
         return text
 
     return null(read(segment, path).strip(), check)
@@ -281,7 +292,6 @@ KEYWORDS = {
     "procedure.code_meaning": "CodeMeaning",
     "step.sps_id": "ScheduledProcedureStepID",
     "step.description": "ScheduledProcedureStepDescription",
-    "step.label": "WorklistLabel",
     "patient.id": "PatientID",
     "patient.issuer": "IssuerOfPatientID",
     "order.accession_issuer": "IssuerOfPatientID",
@@ -318,7 +328,8 @@ FIELDS: dict[str, Kind] = {
                                    check=_like(ids.AE_TITLE, "is no AE title")),
     "step.start": Kind(_start, "date and time, in the site's zone", parts=("start_date", "start_time")),
     "step.description": SINGLE,
-    "step.label": SINGLE,
+    "step.label": Kind(_label, "the worklist that it stands on: refused where a node could not name it, never cut",
+                       check=_like(rest_orders.LABEL, LABEL_WORDS)),
     "step.appointment_number": Kind(_number("PlacerOrderNumberImagingServiceRequest"), "EI: number and authority of the"
                                     " slot", parts=("appointment_number", "appointment_issuer"), absent=""),
 }  # fmt: skip
