@@ -181,7 +181,8 @@ class Limits(Section):
     worklist_looked_at_max: int = 20_000  # items one by one, for keys that no index has; over it A700: refine the query
     case_candidates_max: int = 50  # open orders of the patients that a held study names
     mpps_elements_max: int = 200_000  # a performed step lists every image of the exam, three elements each
-    offer_queue_max: int = 10_000  # queries waiting to be recorded; over it the oldest are given up
+    offer_queue_max: int = 10_000  # queries waiting to be recorded; over it a tenth is given up, the oldest
+    offered_items_max: int = 200_000  # first offers waiting to be recorded, over it as above; or known to be on record
     mllp_connections_max: int = 64
     mllp_connections_per_address_max: int = 16
     mllp_frame_bytes_max: int = 16 * 1024**2
@@ -232,9 +233,10 @@ class Limits(Section):
     upstream_elements_max: int = 2_000  # in one of them
     upstream_unreadable_max: int = 20  # of one answer, that the journal keeps
     upstream_seconds_max: float = 15  # one question with all its answers
+    upstream_pass_seconds_max: float = 10  # to take in what all that were asked have answered
     upstream_parallel_max: int = 8  # providers that are asked at once
     upstream_failures_max: int = 3  # in a row; then it is asked less and less often
-    upstream_retry_seconds_max: float = 900  # between two questions to a provider that fails
+    upstream_retry_seconds_max: float = Field(default=900, le=86_400)  # between two questions to a provider that fails
     upstream_keep_seconds: float = 7 * 24 * 3600  # what was listed, after it was listed last
     staging_free_bytes_min: int | None = None  # None: max(2 x largest object seen, min(5 GiB, 3 % of the volume))
     staging_free_soft_percent: float = 15

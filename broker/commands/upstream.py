@@ -22,6 +22,7 @@ from broker.commands.common import (
 )
 from broker.errors import InvalidValue
 from broker.ris_bridge import upstream
+from broker.site_toml import UpstreamEntry
 
 GROUPS["upstream"] = typer.Typer(help="Other worklists that are asked for what they list.", no_args_is_help=True)
 app.add_typer(GROUPS["upstream"], name="upstream")
@@ -30,25 +31,29 @@ MORE: dict[str, tuple[Any, Any]] = {
     "calling_ae_title": (Annotated[str | None, typer.Option(help="our AE title there; else dicom.ae_title")], None),
     "modality": (Annotated[str | None, typer.Option(help="asked for this alone, such as CT")], None),
     "station_ae_title": (Annotated[str | None, typer.Option(help="asked for this device alone")], None),
-    "days_before": (Annotated[int | None, typer.Option(help="today that are asked for; -1: no border")], None),
-    "days_after": (Annotated[int | None, typer.Option(help="today that are asked for; -1: no border")], None),
+    "days_before": (Annotated[str | None, typer.Option(help="today that are asked for; -1: no border")], None),
+    "days_after": (Annotated[str | None, typer.Option(help="today that are asked for; -1: no border")], None),
     "key": (Annotated[list[str] | None, typer.Option(help="KEYWORD=VALUE, may be repeated; '' takes all away")], None),
-    "every_seconds": (Annotated[float | None, typer.Option(help="between two questions")], None),
+    "every_seconds": (Annotated[str | None, typer.Option(help="between two questions")], None),
     "patient_id_issuer": (Annotated[str | None, typer.Option(help="where an entry names none")], None),
     "accession_issuer": (Annotated[str | None, typer.Option(help="where an entry names none")], None),
     "label": (Annotated[str | None, typer.Option(help="the worklist on which its orders stand")], None),
     "character_set": (Annotated[str | None, typer.Option(help="of answers that name none")], None),
     "enabled": (Annotated[bool | None, typer.Option("--enabled/--disabled", help="Whether it is asked.")], None),
-    "priority": (Annotated[int | None, typer.Option(help="of two that differ the smaller number counts")], None),
+    "priority": (Annotated[str | None, typer.Option(help="of two that differ the smaller number counts")], None),
     "gone": (Annotated[str | None, typer.Option(help="what is listed no more: keep, cancel")], None),
-    "gone_after": (Annotated[int | None, typer.Option(help="complete answers without it")], None),
+    "gone_after": (Annotated[str | None, typer.Option(help="complete answers without it")], None),
 }
 SHOWN = ("name", "ae_title", "host", "port", "breaker", "priority", "entries", "refused", "answered_at", "stale_since",
          "next_at", "last_error")  # fmt: skip
 
 
 def _fields(said: dict[str, Any]) -> dict[str, Any]:
-    fields = only_said(said)
+    """As a site file has them. Empty: as without it."""
+    fields = {
+        name: UpstreamEntry.model_fields[name].get_default(call_default_factory=True) if value == "" else value
+        for name, value in only_said(said).items()
+    }
     if "key" in fields:
         parted = [one.partition("=") for one in fields.pop("key") if one]
         if any(not equals for _, equals, _ in parted):

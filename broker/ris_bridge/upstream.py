@@ -5,7 +5,10 @@ its usual time; after some failures in a row its breaker opens, and each further
 at its end closes it, or not. Meanwhile its entries are served as they were, and told as stale."""
 
 import datetime as dt
+import math
+import shlex
 import time
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -39,24 +42,26 @@ MISSING_MAX = 5  # at once, or half of what is listed: more are not believed to 
 BROKEN = "its answer could not be taken in; the broker's log says why"
 FEW = "lists suddenly few: broker upstream now {} --gone takes it"
 NEW, CHANGED, UNCHANGED, REFUSED, OVER = "new", "changed", "unchanged", "refused", "over"
+GONE, LATER = "gone", "later"
 
 
 def work(settings: Settings) -> None:
-    """One pass over the providers that are due."""
+    """One pass over the providers that are due. Who has more weight is asked later: its word is the newer one then."""
     turns = []
-    for source in db.read(_due, settings.limits.upstream_parallel_max, now=clock.now()):
+    due = db.read(_due, settings.limits.upstream_parallel_max, now=clock.now())
+    for source in sorted(due, key=lambda one: -one.priority):
         turn = db.run(_claim, source, now=clock.now(), seconds=_lease(settings.limits))
         if turn is not None:
             turns.append(turn)
-    _ask(turns, settings)
+    _ask(turns, settings, settings.limits.upstream_pass_seconds_max)
 
 
 def ask_now(name: str, settings: Settings, *, takes_gone: bool = False) -> dict[str, Any]:
-    """Ask that provider although it is not its time: how it is then. takes_gone: all that it lists no more counts as
-    gone, however much it is. Raises UnknownKey."""
+    """Ask that provider although it is not its time: how it is when all is taken. takes_gone: all that it lists no more
+    counts as gone, however much it is. Raises UnknownKey."""
     turn = db.run(_claim, db.read(the, name), now=clock.now(), seconds=_lease(settings.limits), at_once=True)
     assert turn is not None
-    _ask([turn], settings, takes_gone)
+    _ask([turn], settings, math.inf, takes_gone)
     return db.read(lambda session: _shown(session, the(session, name), settings.limits, clock.now()))
 
 
@@ -72,9 +77,11 @@ def the(session: Session, name: str) -> Upstream:
 
 @dataclass
 class Turn:
-    """until: of the lease; `next_at` while nobody else has taken it."""
+    """at: when it was taken, which is how old the answer is. until: of the lease; `next_at` while nobody else has taken
+    it."""
 
     source: Upstream
+    at: dt.datetime
     until: dt.datetime
 
 
@@ -100,35 +107,42 @@ def _claim(
     due = or_(_is_due(now), at_once)
     until = now + dt.timedelta(seconds=seconds)
     won = session.exec(update(Upstream).where(col(Upstream.pk) == source.key, due).values(next_at=until))
-    return Turn(source, until) if won.rowcount == 1 else None
+    return Turn(source, now, until) if won.rowcount == 1 else None
 
 
 def _hold(session: Session, turn: Turn, until: dt.datetime, **values: Any) -> bool:
-    """Hold on to it, or give it back until then. False where it is another's by now: nothing is written then."""
+    """Hold on to it, or give it back until then. False where it is another's by now, or its provider was changed or
+    removed: nothing is written then."""
     mine = update(Upstream).where(col(Upstream.pk) == turn.source.key, col(Upstream.next_at) == turn.until)
-    if session.exec(mine.values(next_at=until, **values)).rowcount != 1:
-        return False
-    turn.until = until
-    return True
+    return session.exec(mine.values(next_at=until, **values)).rowcount == 1
 
 
-def _ask(turns: Sequence[Turn], settings: Settings, takes_gone: bool = False) -> None:
+def _renew(turn: Turn, limits: Limits) -> bool:
+    until = clock.now() + dt.timedelta(seconds=_lease(limits))
+    is_held = db.run(_hold, turn, until)
+    if is_held:
+        turn.until = until
+    return is_held
+
+
+def _ask(turns: Sequence[Turn], settings: Settings, seconds: float, takes_gone: bool = False) -> None:
+    """seconds: to take in all answers; each has its share, so that none waits for another's to end."""
     if not turns:
         return
     with ThreadPoolExecutor(min(len(turns), settings.limits.upstream_parallel_max), "upstream") as pool:
-        asked: dict[Future[Answers], Turn] = {pool.submit(_answers, turn.source, settings): turn for turn in turns}
+        asked: dict[Future[Answers], Turn] = {pool.submit(_answers, turn, settings): turn for turn in turns}
         for answer in as_completed(asked):
             try:
-                _take_in(asked[answer], answer.result(), settings, takes_gone)
+                _take_in(asked[answer], answer.result(), settings, seconds / len(turns), takes_gone)
             except Exception as error:  # one provider must not cost the others theirs
                 if db.is_away(error):
                     raise
                 log.get().exception("upstream.broken", upstream=asked[answer].source.name)
-                _finish(asked[answer], Listing(error=BROKEN), {}, clock.now(), settings)
+                _finish(asked[answer], Listing(error=BROKEN), {}, settings)
 
 
-def _answers(source: Upstream, settings: Settings) -> Answers:
-    return question(source, settings, clock.now()).ask()
+def _answers(turn: Turn, settings: Settings) -> Answers:
+    return question(turn.source, settings, turn.at).ask()
 
 
 # The question
@@ -194,12 +208,13 @@ class Heard:
 @dataclass
 class Listing:
     """One answer, entry by entry. beside: how many were not asked for. error: why it is not all. doubt: why what it
-    lacks is not believed to be gone."""
+    lacks is not believed to be gone. is_cut: there was no time for all of it."""
 
     entries: list[Heard] = field(default_factory=list)
     beside: int = 0
     error: str = ""
     doubt: str = ""
+    is_cut: bool = False
 
     @property
     def listed(self) -> set[str]:
@@ -207,7 +222,8 @@ class Listing:
 
     @property
     def is_complete(self) -> bool:
-        return not self.error and not self.doubt and not any(one.unreadable for one in self.entries)
+        is_whole = not self.error and not self.doubt and not self.is_cut
+        return is_whole and not any(one.unreadable for one in self.entries)
 
 
 def listing_of(answers: Answers, source: Upstream, asked: Tree, settings: Settings) -> Listing:
@@ -242,34 +258,37 @@ def listing_of(answers: Answers, source: Upstream, asked: Tree, settings: Settin
     return found
 
 
-def _take_in(turn: Turn, answers: Answers, settings: Settings, takes_gone: bool = False) -> None:
-    """Also of an answer that is not complete what it has: that counts for nothing that it lacks."""
-    source, now = turn.source, clock.now()
-    found = listing_of(answers, source, question(source, settings, now).asked, settings)
+def _take_in(turn: Turn, answers: Answers, settings: Settings, seconds: float, takes_gone: bool = False) -> None:
+    """Also of an answer that is not complete what it has: that counts for nothing that it lacks. What there is no time
+    for is new again, or gone, at the next question; one entry is always taken."""
+    source, limits = turn.source, settings.limits
+    asked = question(source, settings, turn.at).asked
+    found = listing_of(answers, source, asked, settings)
     known = db.read(_known, source.key)
-    counts = {"answers": len(answers.identifiers), "beside": found.beside,
-              "unreadable": sum(one.unreadable for one in found.entries)}  # fmt: skip
-    renewed = time.monotonic()
-    for one in kept_of(found, settings.limits):
-        outcome = outcome_of(one, known.get(one.identity))
-        if outcome in (NEW, CHANGED):
-            row = _say(source, one.raw, one.identity, now, settings, digest=one.digest)
-            outcome = outcome if row.state == "APPLIED" else REFUSED
-        counts[outcome] = counts.get(outcome, 0) + 1
-        if time.monotonic() - renewed > settings.limits.lease_seconds / 4:
-            until = clock.now() + dt.timedelta(seconds=_lease(settings.limits))
-            if not db.run(_hold, turn, until):  # it took too long, and another process has it
-                return
-            renewed = time.monotonic()
     if not takes_gone:
-        found.doubt = _doubt(found, known, source, now, settings)
+        found.doubt = _doubt(found, known, source, asked, settings)
     gone = _missing(found, known) if takes_gone else gone_of(found, known, source)
-    if source.gone == "cancel":  # first: who dies between the two says it again
-        for identity in gone:
-            _cancel(source, known[identity], now, settings)
-    db.run(_settle, source, found, known, gone, now=now, limits=settings.limits)
-    counts |= {"gone": len(gone)}
-    _finish(turn, found, counts, now, settings)
+    counts = Counter({"answers": len(answers.identifiers), "beside": found.beside,
+                      "unreadable": sum(one.unreadable for one in found.entries)})  # fmt: skip
+    todo = [(outcome_of(one, known.get(one.identity)), one) for one in kept_of(found, limits)]
+    todo += [(GONE, Heard(identity, b"", "")) for identity in gone]
+    until = time.monotonic() + seconds
+    for outcome, one in todo:
+        if outcome in (NEW, CHANGED, GONE):
+            if found.is_cut:
+                outcome = LATER
+            elif not _renew(turn, limits):
+                return
+            elif outcome == GONE:
+                _cancel(turn, known[one.identity], asked, settings)
+            elif _say(turn, one.raw, one.identity, settings, digest=one.digest).state != "APPLIED":
+                outcome = REFUSED
+            found.is_cut = time.monotonic() >= until
+        counts[outcome] += 1
+    found.is_cut = counts[LATER] > 0
+    # Last: who dies before that says it again.
+    if db.run(_settle, turn, found, known, gone[: counts[GONE]], limits):
+        _finish(turn, found, {**counts, GONE: counts[GONE]}, settings)
 
 
 def kept_of(found: Listing, limits: Limits) -> list[Heard]:
@@ -294,15 +313,14 @@ def _known(session: Session, source_pk: int) -> dict[str, UpstreamEntry]:
 
 
 def _say(
-    source: Upstream, raw: bytes, identity: str, at: dt.datetime, settings: Settings, *, digest: str = "",
-    kind: str = upstream_road.LISTED,
-) -> Message:  # fmt: skip
+    turn: Turn, raw: bytes, identity: str, settings: Settings, *, digest: str = "", kind: str = upstream_road.LISTED
+) -> Message:
     """Through the inbox. What is refused is said again when it has changed; until then a person may replay it."""
-    received = upstream_road.received(source, raw, identity, at, settings, kind)
+    received = upstream_road.received(turn.source, raw, identity, turn.at, settings, kind)
     answer = inbox.take(received, upstream_road.ROAD)
     row = db.read(lambda session: session.get_one(Message, answer.message_pk))
     if row.state != "APPLIED" and kind == upstream_road.LISTED:
-        db.run(_refuse, source.key, identity, digest, row, now=at)
+        db.run(_refuse, turn.source.key, identity, digest, row, now=turn.at)
     return row
 
 
@@ -332,7 +350,7 @@ def _missing(found: Listing, known: Mapping[str, UpstreamEntry]) -> list[str]:
 
 
 def _doubt(
-    found: Listing, known: Mapping[str, UpstreamEntry], source: Upstream, now: dt.datetime, settings: Settings
+    found: Listing, known: Mapping[str, UpstreamEntry], source: Upstream, asked: Tree, settings: Settings
 ) -> str:
     """A provider that has lost its list answers as one that has done its work. What is not asked for any more, such as
     yesterday's, is not missing."""
@@ -340,8 +358,8 @@ def _doubt(
     seen = len(found.listed & known.keys())
     if not are_few(len(missing), seen):
         return ""
-    asked = sum(_is_still_asked_for(source, known[one], now, settings) for one in missing)
-    return FEW.format(source.name) if are_few(asked, seen) else ""
+    still = sum(_still_asked_for(source, known[one], asked, settings) is not None for one in missing)
+    return FEW.format(shlex.quote(source.name)) if are_few(still, seen) else ""
 
 
 def are_few(missing: int, seen: int) -> bool:
@@ -349,21 +367,23 @@ def are_few(missing: int, seen: int) -> bool:
 
 
 def _settle(
-    session: Session, source: Upstream, found: Listing, known: Mapping[str, UpstreamEntry], gone: Sequence[str], *,
-    now: dt.datetime, limits: Limits,
-) -> None:  # fmt: skip
-    """Who was listed, and who was not."""
+    session: Session, turn: Turn, found: Listing, known: Mapping[str, UpstreamEntry], gone: Sequence[str],
+    limits: Limits,
+) -> bool:  # fmt: skip
+    """Who was listed, and who was not. As _hold."""
+    if not _hold(session, turn, turn.until):
+        return False
     seen = [known[one].key for one in sorted(found.listed & known.keys())]
     missing = [known[one].key for one in _missing(found, known)]
     over = [known[one].key for one in gone]
     for pks, values in (
-        (seen, {"last_at": now, "missed": 0}),
+        (seen, {"last_at": turn.at, "missed": 0}),
         (missing, {"missed": UpstreamEntry.missed + 1}),
-        (over, {"gone_at": now}),
+        (over, {"gone_at": turn.at}),
     ):
         for part in _parts(pks):
             session.exec(update(UpstreamEntry).where(col(UpstreamEntry.pk).in_(part)).values(**values))
-    old = now - dt.timedelta(seconds=limits.upstream_keep_seconds)
+    old = turn.at - dt.timedelta(seconds=limits.upstream_keep_seconds)
     # An answer that is not complete lacks nothing, so that nothing of it ever counts as gone.
     living = select(ScheduledStep.pk).where(col(ScheduledStep.status).in_(items.LIVE))
     is_over = or_(
@@ -373,37 +393,37 @@ def _settle(
     )
     session.exec(
         delete(UpstreamEntry).where(
-            col(UpstreamEntry.upstream_pk) == source.key, col(UpstreamEntry.last_at) < old, is_over
+            col(UpstreamEntry.upstream_pk) == turn.source.key, col(UpstreamEntry.last_at) < old, is_over
         )
     )
+    return True
 
 
 def _parts(pks: Sequence[int]) -> list[Sequence[int]]:
     return [pks[at : at + AT_ONCE] for at in range(0, len(pks), AT_ONCE)]
 
 
-def _cancel(source: Upstream, row: UpstreamEntry, now: dt.datetime, settings: Settings) -> None:
-    if _is_still_asked_for(source, row, now, settings):
-        raw = db.read(lambda session: session.get_one(Message, row.message_pk).raw)
-        _say(source, raw, row.identity, now, settings, kind=upstream_road.GONE)
-
-
-def _is_still_asked_for(source: Upstream, row: UpstreamEntry, now: dt.datetime, settings: Settings) -> bool:
-    """Another day, another modality is not gone; what was refused never was here."""
-    if row.message_pk is None or row.refusal:
-        return False
-    raw = db.read(lambda session: session.get_one(Message, row.message_pk).raw)
-    reads = upstream_road.reads_of(source, settings)
-    asked = question(source, settings, now).asked
-    try:
-        item = upstream_item.read(upstream_item.parted(raw)[0], reads)
-        return upstream_item.is_asked_for(item, asked, but=())
-    except BrokerError:
-        return False
-
-
-def _finish(turn: Turn, found: Listing, counts: dict[str, int], now: dt.datetime, settings: Settings) -> None:
+def _cancel(turn: Turn, row: UpstreamEntry, asked: Tree, settings: Settings) -> None:
     source = turn.source
+    raw = _still_asked_for(source, row, asked, settings) if source.gone == "cancel" else None
+    if raw is not None:
+        _say(turn, raw, row.identity, settings, kind=upstream_road.GONE)
+
+
+def _still_asked_for(source: Upstream, row: UpstreamEntry, asked: Tree, settings: Settings) -> bytes | None:
+    """As it was listed. None: another day, another modality is not gone; what was refused never was here."""
+    if row.message_pk is None or row.refusal:
+        return None
+    raw = db.read(lambda session: session.get_one(Message, row.message_pk).raw)
+    try:
+        item = upstream_item.read(upstream_item.parted(raw)[0], upstream_road.reads_of(source, settings))
+        return raw if upstream_item.is_asked_for(item, asked, but=()) else None
+    except BrokerError:
+        return None
+
+
+def _finish(turn: Turn, found: Listing, counts: dict[str, int], settings: Settings) -> None:
+    source, now = turn.source, turn.at
     failures = source.failures + 1 if found.error else 0
     values: dict[str, Any] = {
         "failures": failures, "tried_at": now, "counts": counts,
@@ -411,13 +431,13 @@ def _finish(turn: Turn, found: Listing, counts: dict[str, int], now: dt.datetime
         "stale_since": (source.stale_since or now) if found.error else None,
         **({} if found.error else {"answered_at": now}),
     }  # fmt: skip
-    wait = pause(failures, source.every_seconds, settings.limits)
+    wait = 0 if found.is_cut else pause(failures, source.every_seconds, settings.limits)
     db.run(_hold, turn, clock.now() + dt.timedelta(seconds=wait), **values)
     if found.error:
         log.get().warning("upstream.failed", upstream=source.name, error=found.error, failures=failures)
     elif found.doubt:
         log.get().warning("upstream.few", upstream=source.name, **counts)
-    elif any(counts.get(what) for what in (NEW, CHANGED, "gone")):
+    elif any(counts.get(what) for what in (NEW, CHANGED, GONE)):
         log.get().info("upstream.asked", upstream=source.name, **counts)
 
 
@@ -452,7 +472,7 @@ def attempt(name: str, settings: Settings) -> dict[str, Any]:
     for one in entries:
         counts[one["outcome"]] = counts.get(one["outcome"], 0) + 1
     missing = [known[one] for one in _missing(found, known)]
-    found.doubt = _doubt(found, known, source, now, settings)
+    found.doubt = _doubt(found, known, source, asked.asked, settings)
     error = found.error or found.doubt
     return {"name": name, "complete": found.is_complete, "error": error, "counts": counts, "entries": entries,
             "missing_orders": sorted({row.order_pk for row in missing if row.order_pk})}  # fmt: skip

@@ -25,12 +25,12 @@ from broker.mwl.said import Part
 from broker.ris_bridge import effects, http_road
 from broker.ris_bridge.effects import Cause, Done
 from broker.ris_bridge.upstream_item import Entry
+from broker.states import STEP, can
 
 PROTOCOL = "dicom"  # of the journal: what came as an answer to a C-FIND of ours
 ASKED_ABOUT = ("modality", "start_date", "start_time", STATIONS)  # what sends a patient to another place or time
 MARK = said.LISTED
 NOTHING: tuple[Any, ...] = ("", None, [])
-CANCELLABLE = ("SCHEDULED", "ARRIVED", "READY", "ON_HOLD")
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,13 @@ def _listed(session: Session, one: Listed, cause: Cause) -> Done:
     row = _row(session, source, one.identity, cause)
     command, order_pk = _meant(session, one.entry.command)
     differs: list[str] = []
+    digest = one.digest
     if order_pk is not None:
         order = finding.locked(session, order_pk)
         _refuse_somebody_else(session, order, command, one.source)
         command = _as_ordered(session, order, command, row)
+        if _was_told_since(session, order, command, cause):
+            digest = ""  # so that the next answer is looked at again
         _bring_back(session, order, command, one.source, cause)
         command, differs = _completing(session, order, command, source)
     outcome = orders.carry_out(
@@ -78,7 +81,7 @@ def _listed(session: Session, one: Listed, cause: Cause) -> Done:
     step_pk = _mark(session, outcome.order_pk, command, source, cause)
     _ask(session, outcome.order_pk, one, differs, cause)
     if row is not None:
-        row.digest, row.refusal, row.gone_at, row.missed = one.digest, "", None, 0
+        row.digest, row.refusal, row.gone_at, row.missed = digest, "", None, 0
         row.order_pk, row.step_pk, row.message_pk = outcome.order_pk, step_pk, cause.message_pk
         row.last_at = cause.now
         session.add(row)
@@ -99,7 +102,7 @@ def _gone(session: Session, one: Gone, cause: Cause) -> Done:
     session.add(row)
     order = finding.locked(session, row.order_pk)
     step = _step_of(session, row)
-    if step is None or step.status not in CANCELLABLE:
+    if step is None or step.status in steps.HAVE_ENDED or not can(STEP, step.status, "cancel"):
         return Done(f"nothing: the step of order {order.key} has begun, or ended", order.key)
     if known_otherwise(session, order):
         return Done(f"nothing: order {order.key} is known from elsewhere", order.key)
@@ -282,6 +285,14 @@ def _may_replace(row: Part, name: str, voice: Voice) -> bool:
 def _was_told_of_coming(session: Session, order: ImagingOrder) -> bool:
     """Whether anybody has said already that the patient is here, or is not."""
     return any(part.said.keys() & {"arrive", "unarrive"} for part in _parts_of(session, order))
+
+
+def _was_told_since(session: Session, order: ImagingOrder, command: OrderCommand, cause: Cause) -> bool:
+    """Whether anybody has spoken of it since the list was asked."""
+    assert command.at is not None
+    at, now = clock.iso(command.at), clock.iso(cause.now)
+    told = [one for part in _parts_of(session, order) for one in part.said.items()]
+    return any(at < time <= now for name, time in told if not name.startswith(MARK))
 
 
 def _parts_of(session: Session, order: ImagingOrder) -> list[Part]:

@@ -68,6 +68,7 @@ STEP_FIELDS = (
 TOLD = frozenset(map(elements.tag_of, (*FIELDS, *OF_THE_PATIENT, *OF_THE_ORDER, *OF_THE_PROCEDURE)))
 TOLD |= {CHARSET, matching.TIMEZONE}
 TOLD_OF_STEP = frozenset(map(elements.tag_of, (*STEP_FIELDS, *OF_THE_STEP)))
+NOT_READ = {"name", "language"}  # of the site: no entry means another thing by them
 ITEM = struct.pack("<HH", 0xFFFE, 0xE000)
 
 
@@ -85,7 +86,8 @@ class Reads:
     @property
     def digest(self) -> str:
         """Another one where the same bytes may now be read otherwise."""
-        said = (self.patient_id_issuer, self.accession_issuer, self.character_set, self.site.model_dump_json())
+        site = self.site.model_dump_json(exclude=NOT_READ)
+        said = (self.patient_id_issuer, self.accession_issuer, self.character_set, site)
         return hashlib.sha256("\x1f".join(said).encode()).hexdigest()
 
 
@@ -376,7 +378,10 @@ def _step(step: Tree, item: Tree, reads: Reads, left_out: list[str]) -> StepComm
     if modality and not values.CODE_STRING.fullmatch(modality):
         raise InvalidValue(elements.place("Modality"), "is no DICOM modality such as CT", err="102")
     date, time = _start(step, item, reads.site)
-    own = "" if reads.label else elements.shown(item, "WorklistLabel")
+    own = "" if reads.label else elements.plain(item, "WorklistLabel")
+    if not re.fullmatch(rest_orders.LABEL, own):  # no device can be given it
+        left_out.append("WorklistLabel")
+        own = ""
     return StepCommand(
         sps_id=elements.exact(step, "ScheduledProcedureStepID"),
         modality=modality or None,

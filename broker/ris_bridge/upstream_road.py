@@ -1,6 +1,6 @@
 """Entries of other providers' worklists on their way into the inbox: each that is new or changed is a message, its raw
 bytes the identifier as it came (Implicit VR Little Endian). A list has no time of its own: what it says counts as said
-when it was first seen to say so."""
+when it was asked for the answer that was the first to say so."""
 
 import datetime as dt
 import hashlib
@@ -39,7 +39,7 @@ def reads_of(source: Upstream, settings: Settings) -> Reads:
 def received(
     source: Upstream, raw: bytes, identity: str, at: dt.datetime, settings: Settings, kind: str = LISTED
 ) -> Received:
-    """at: when it was first seen so. It is part of the key: an entry may come to say again what it said before."""
+    """at: when its list was asked. It is part of the key: an entry may come to say again what it said before."""
     said = peer(source)
     return Received(
         raw=raw, protocol=PROTOCOL, peer=said, settings=settings, sender=said[:KEY_CHARACTERS_MAX],

@@ -160,6 +160,13 @@ def test_the_label_of_the_provider_stands_before_that_of_the_entry():
     assert (entry(raw, label="OURS").step.label, entry(raw, label="OURS").command.label) == (None, "OURS")
 
 
+@pytest.mark.parametrize("label", ["HEART,LUNG", "A\\B", "A\x07B", "x" * 65])
+def test_a_label_that_no_node_can_name_is_left_out(label):
+    found = entry(item(WorklistLabel=label))
+    assert (found.step.label, found.left_out) == (None, ("WorklistLabel",))
+    assert entry(item(WorklistLabel=label), label="OURS").left_out == (), "which is not looked at then"
+
+
 def test_several_items_of_one_step_are_the_identifiers_as_they_came():
     parts = [item(), item(step={"ScheduledStationAETitle": "CT2"})]
     assert upstream_item.parted(upstream_item.joined(parts)) == parts
@@ -224,7 +231,8 @@ def test_what_was_not_asked_for_is_seen_by_the_values_that_are_told(said, fits, 
 def test_what_reads_the_same_bytes_otherwise_has_another_digest():
     others = [replace(READS, **{name: "X"}) for name in ("patient_id_issuer", "accession_issuer", "character_set")]
     assert len({one.digest for one in (READS, *others, replace(READS, site=Site(accession_issuer="Y")))}) == 5
-    assert replace(READS, label="X").digest == READS.digest
+    for one in (replace(READS, label="X"), replace(READS, site=Site(name="X", language="en"))):
+        assert one.digest == READS.digest
 
 
 # The question
@@ -261,6 +269,19 @@ def test_days_without_borders_are_not_asked_for():
 def test_after_some_failures_each_further_one_doubles_the_wait(failures, seconds):
     assert upstream.pause(failures, 60, Limits()) == seconds
     assert upstream.pause(failures, 3600, Limits()) == 3600
+
+
+def test_no_pause_is_as_long_as_a_wait_that_only_a_wrong_clock_can_have_told():
+    longest = 24 * 3600
+    with pytest.raises(ValueError, match="upstream_retry_seconds_max"):
+        Limits(upstream_retry_seconds_max=longest + 1)
+    pause = upstream.pause(1_000_000, longest, Limits(upstream_retry_seconds_max=longest))
+    assert dt.timedelta(seconds=pause) < upstream.WAIT_MAX
+
+
+@pytest.mark.parametrize(("lease", "question", "seconds"), [(60, 15, 60), (60, 45, 90)])
+def test_a_turn_is_as_long_as_any_lease_and_longer_than_its_question(lease, question, seconds):
+    assert upstream._lease(Limits(lease_seconds=lease, upstream_seconds_max=question)) == seconds
 
 
 def test_the_breaker_is_half_open_when_its_time_has_come():

@@ -3,7 +3,7 @@
 import datetime as dt
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -14,6 +14,7 @@ from broker import clock, config, db, site
 from broker.archive import status
 from broker.dicom import find_client, pdu
 from broker.dicom.find_client import REJECTIONS
+from broker.dicom.service import Command
 from broker.errors import BrokerError
 from broker.model.images import ReconciliationCase
 from broker.model.messages import Message
@@ -106,6 +107,23 @@ def told(name: str) -> None:
         found.said = {**found.said, name: clock.iso(clock.now())}
 
     db.run(write)
+
+
+def meanwhile(provider: Scripted, happens: Callable[[], object]) -> None:
+    """That happens between its next question and its answer."""
+
+    def play(wire: pdu.Wire, command: Command, context: int) -> None:
+        provider.play, listed = None, provider.entries
+        happens()
+        for entry in listed:
+            wire.send(pending(command, context, entry))
+        wire.send(final(command, context, 0))
+
+    provider.play = play
+
+
+def changed(**fields: object) -> None:
+    db.run(site.change_upstream, "north", now=clock.now(), actor="test", **fields)
 
 
 def cases(kind: str) -> list[ReconciliationCase]:
@@ -237,6 +255,14 @@ def test_a_running_broker_asks_by_itself_and_a_device_is_shown_what_was_listed(b
     assert shown.PatientName == "YAMADA^TARO=山田^太郎=ヤマダ^タロウ"
     assert shown.AccessionNumber == "ACC001"
     assert eventually(lambda: len(provider.asked) > 1), "and again"
+
+
+def test_a_label_that_no_device_can_name_is_not_taken_and_told(lists, provider):
+    provider.entries = [item(WorklistLabel="HEART,LUNG")]
+    lists.add("north", provider.port)
+    lists.work()
+    assert step().label == ""
+    assert messages()[0].became.endswith("left out: WorklistLabel")
 
 
 # Two lists, and other roads
@@ -568,6 +594,16 @@ def test_a_list_adds_no_step_to_what_others_have_ordered(lists, provider):
     assert step().sps_id == ordered().steps[0].sps_id
 
 
+def test_an_entry_that_is_gone_does_not_keep_out_the_one_that_follows_it(lists, provider):
+    lists.hl7(omi(ordered()))
+    lists.add("north", provider.port, gone_after=1)
+    for number in ("88", "", "89"):
+        said = {"ScheduledProcedureStepID": number}
+        provider.entries = [item(RequestedProcedureID="RACC001", step=said)] if number else []
+        lists.work()
+    assert messages("REJECTED") == []
+
+
 @pytest.mark.parametrize("is_ordered", [True, False])
 def test_what_a_list_has_cancelled_and_then_a_person_stays_so(lists, provider, is_ordered):
     lists.add("north", provider.port, gone="cancel", gone_after=1)
@@ -750,17 +786,18 @@ def test_what_a_list_has_said_that_is_not_asked_any_more_another_may_replace(lis
 
 def test_a_list_that_is_suddenly_few_cancels_nothing_until_a_person_takes_it(lists, provider):
     provider.entries = [item(f"ACC00{n}") for n in range(7)]
-    lists.add("north", provider.port, gone="cancel", gone_after=1)
+    name = "my north; list"
+    lists.add(name, provider.port, gone="cancel", gone_after=1)
     lists.work()
     provider.entries = provider.entries[:1]
     lists.work()
     assert {one.status for one in rows(ScheduledStep)} == {"SCHEDULED"}
-    few = "lists suddenly few: broker upstream now north --gone takes it"
-    assert (lists.row()["last_error"], lists.row()["failures"], lists.row()["entries"]) == (few, 0, 7)
-    assert upstream.attempt("north", lists.settings)["error"] == few
-    upstream.ask_now("north", lists.settings, takes_gone=True)
+    few = "lists suddenly few: broker upstream now 'my north; list' --gone takes it"
+    assert (lists.row(name)["last_error"], lists.row(name)["failures"], lists.row(name)["entries"]) == (few, 0, 7)
+    assert upstream.attempt(name, lists.settings)["error"] == few
+    upstream.ask_now(name, lists.settings, takes_gone=True)
     assert [one.status for one in rows(ScheduledStep)].count("CANCELED") == 6
-    assert (lists.row()["last_error"], lists.row()["entries"]) == ("", 1)
+    assert (lists.row(name)["last_error"], lists.row(name)["entries"]) == ("", 1)
 
 
 @pytest.mark.parametrize("change", [{"modality": "MR"}, {"gone": "keep"}])
@@ -898,6 +935,17 @@ def test_what_is_gone_for_long_is_forgotten_and_its_order_is_not(lists, provider
     assert step().status == "SCHEDULED"
 
 
+@pytest.mark.parametrize("event", ["expire", "no_show"])
+def test_who_did_not_come_is_not_cancelled_although_an_order_could_be(lists, provider, event):
+    lists.add("north", provider.port, gone="cancel", gone_after=1)
+    provider.entries = [item()]
+    lists.work()
+    move(event)
+    provider.entries = []
+    lists.work()
+    assert step().status == {"expire": "EXPIRED", "no_show": "NO_SHOW"}[event]
+
+
 def test_what_was_refused_is_not_cancelled(lists, provider):
     provider.entries = [item(PatientID=None)]
     lists.add("north", provider.port, gone="cancel", gone_after=1)
@@ -942,6 +990,180 @@ def test_another_question_cancels_nothing(lists, provider, question):
     lists.work()
     lists.work()
     assert step().status == ("CANCELED" if "days_before" in question else "SCHEDULED"), "today is still asked for"
+
+
+# Whose turn it is
+
+
+def test_an_answer_that_comes_late_does_not_replace_a_newer_one(lists, provider):
+    def at(start: str) -> list[bytes]:
+        return [item(step={"ScheduledProcedureStepStartTime": start})]
+
+    def ask_now() -> None:
+        provider.entries = at("1100")
+        upstream.ask_now("north", lists.settings)
+
+    lists.add("north", provider.port)
+    provider.entries = at("0930")
+    lists.work()
+    provider.entries = at("1000")
+    meanwhile(provider, ask_now)
+    lists.work()
+    assert step().start_time == "110000"
+    assert len(messages()) == 2
+    upstream.work(lists.settings)
+    assert len(provider.asked) == 3, "the newer one has said when it is asked next"
+
+
+def test_what_was_said_since_the_question_stands_and_the_next_answer_is_looked_at_again(lists, provider):
+    known = ordered()
+    lists.hl7(omi(known, sent=soon(-60)))
+    other = {"ScheduledProcedureStepID": known.steps[0].sps_id, "ScheduledProcedureStepStartTime": "1600"}
+    provider.entries = [item(RequestedProcedureID="RACC001", step=other)]
+    moved = order("ACC001", study_uid=UID, start=today(15, 30))
+    lists.add("north", provider.port)
+
+    def move_it() -> None:
+        lists.hl7(omi(moved, "XO", sent=soon()))  # to the second
+        time.sleep(1.1)
+
+    meanwhile(provider, move_it)
+    for asked in (0, 1, 1):
+        lists.work()
+        assert (step().start_time, len(cases("upstream_conflict"))) == ("153000", asked)
+    assert sum(one.protocol == "dicom" for one in messages()) == 2, "it agrees, and is not said a third time"
+
+
+@pytest.mark.parametrize("first", ["north", "south"])
+def test_of_two_lists_that_are_asked_at_once_the_word_of_more_weight_counts_whoever_answers_first(
+    lists, provider, other, first
+):
+    provider.entries = [item(RequestingService="A", step={"ScheduledProcedureStepStartTime": "1100"})]
+    other.entries = [item(RequestingService="B")]
+    provider.delay, other.delay = (0, 0.3) if first == "north" else (0.3, 0)
+    lists.add("north", provider.port, priority=50)
+    lists.add("south", other.port)
+    for _ in range(2):
+        lists.work()
+        assert (rows(ImagingOrder)[0].attributes["RequestingService"], step().start_time) == ("A", "110000")
+
+
+def test_a_word_of_more_weight_that_comes_late_counts_from_the_next_answer_on(lists, provider, other):
+    provider.entries, other.entries = [item(RequestingService="A")], [item(RequestingService="B")]
+    lists.add("north", provider.port, priority=50)
+    lists.add("south", other.port)
+    meanwhile(provider, lambda: upstream.ask_now("south", lists.settings))
+    lists.work()
+    lists.work()
+    assert rows(ImagingOrder)[0].attributes["RequestingService"] == "A"
+
+
+def test_the_answer_of_a_provider_that_was_removed_since_is_not_taken(lists, provider):
+    provider.entries = [item()]
+    lists.add("north", provider.port)
+    meanwhile(provider, lambda: db.run(site.remove_upstream, "north", now=clock.now(), actor="test"))
+    lists.work()
+    assert (len(provider.asked), rows(Message), rows(ImagingOrder)) == (1, [], [])
+
+
+def test_an_answer_that_lacks_all_counts_for_nothing_when_its_provider_was_changed_since(lists, provider):
+    provider.entries = [item()]
+    lists.add("north", provider.port, gone="cancel", gone_after=2)
+    lists.work()
+    provider.entries = []
+    meanwhile(provider, lambda: changed(host="localhost"))
+    lists.work()
+    assert [one.missed for one in rows(UpstreamEntry)] == [0]
+    assert db.read(upstream.the, "north").next_at is None, "and it is due"
+
+
+def test_a_provider_that_is_to_keep_what_is_gone_cancels_no_more_from_then_on(lists, provider, monkeypatch):
+    provider.entries = [item(f"ACC00{n}") for n in range(3)]
+    lists.add("north", provider.port, gone="cancel", gone_after=1)
+    lists.work()
+    say = upstream._say
+
+    def and_change(*what: object, **more: object) -> Message:
+        said = say(*what, **more)
+        changed(gone="keep")
+        return said
+
+    monkeypatch.setattr(upstream, "_say", and_change)
+    provider.entries = []
+    lists.work()
+    assert sorted(one.status for one in rows(ScheduledStep)) == ["CANCELED", "SCHEDULED", "SCHEDULED"]
+    lists.work()
+    assert sorted(one.status for one in rows(ScheduledStep)) == ["CANCELED", "SCHEDULED", "SCHEDULED"]
+
+
+def test_a_turn_is_held_on_to_while_entries_are_taken_and_cancelled(lists, provider, monkeypatch):
+    held, say = [], upstream._say
+
+    def look(*what: object, **more: object) -> Message:
+        held.append(db.read(upstream.the, "north").next_at)
+        return say(*what, **more)
+
+    monkeypatch.setattr(upstream, "_say", look)
+    lists.add("north", provider.port, gone="cancel", gone_after=1)
+    for provider.entries in ([item("ACC001"), item("ACC002")], []):
+        lists.work()
+    assert len(held) == 4
+    assert held == sorted(set(held)), "each time anew"
+
+
+def test_what_there_is_no_time_for_is_taken_at_once_after_and_nothing_is_gone_before(lists, provider):
+    lists.settings.limits.upstream_pass_seconds_max = 0  # one entry at a time
+    gone = [item(f"ACC00{n}") for n in range(2)]
+    stay = [item(f"ACC00{n}") for n in range(2, 6)]
+    provider.entries = [*gone, stay[0]]
+    lists.add("north", provider.port, gone="cancel", gone_after=2)
+    for n in range(3):
+        upstream.work(lists.settings)
+        assert (len(numbers()), lists.row()["counts"].get("later", 0)) == (n + 1, 2 - n)
+    upstream.work(lists.settings)
+    assert len(provider.asked) == 3, "all is taken: it is asked at its time"
+    provider.entries = stay
+    states = []
+    for is_time in (True, False, False, False, True, False):
+        lists.work() if is_time else upstream.work(lists.settings)
+        states.append((len(numbers()), [one.status for one in rows(ScheduledStep)].count("CANCELED")))
+    assert states == [(4, 0), (5, 0), (6, 0), (6, 0), (6, 1), (6, 2)]
+    assert (lists.row()["entries"], lists.row()["last_error"], lists.row()["failures"]) == (4, "", 0)
+
+
+def test_the_time_of_a_pass_is_shared_by_all_that_have_answered(lists, provider, other, monkeypatch):
+    lists.settings.limits.upstream_pass_seconds_max = 0.8
+    say = upstream._say
+
+    def slowly(*what: object, **more: object) -> Message:
+        time.sleep(0.1)
+        return say(*what, **more)
+
+    monkeypatch.setattr(upstream, "_say", slowly)
+    for name, one in (("north", provider), ("south", other)):
+        one.entries = [item(f"{name}{n}", StudyInstanceUID=None) for n in range(5)]
+        lists.add(name, one.port)
+    lists.work()
+    assert lists.row("north")["counts"]["later"] > 0
+    assert lists.row("south")["counts"]["later"] > 0
+
+
+def test_who_asks_now_waits_for_all_of_it(lists, provider):
+    lists.settings.limits.upstream_pass_seconds_max = 0
+    provider.entries = [item(f"ACC00{n}") for n in range(3)]
+    lists.add("north", provider.port)
+    assert upstream.ask_now("north", lists.settings)["counts"]["new"] == 3
+
+
+def test_a_provider_that_was_changed_is_asked_as_if_it_had_never_failed(lists, provider):
+    lists.settings.limits.upstream_failures_max = 2
+    lists.add("north", provider.port)
+    provider.refusal = pdu.reject(1, 1, 3)
+    lists.work()
+    lists.work()
+    assert lists.row()["breaker"] == "open"
+    changed(host="localhost")
+    assert (lists.row()["breaker"], lists.row()["failures"]) == ("closed", 0)
 
 
 # When it is away
@@ -1187,6 +1409,12 @@ def test_the_verbs_register_ask_show_and_forget_a_list(lists, provider, run, tmp
     words = ("upstream", "add", "north", "--host", "127.0.0.1", "--port", str(provider.port), "--ae-title", "WLM")
     assert run(*words, "--modality", "CT", "--key", "PatientSex=M") == "added\n"
     assert run("upstream", "change", "north", "--gone", "cancel", "--days-after", "3") == "changed\n"
+    said = ("--priority", "7", "--modality", "MR", "--every-seconds", "5")
+    assert run("upstream", "change", "north", *said) == "changed\n"
+    taken_away = ("--priority", "", "--modality", "", "--every-seconds", "", "--gone-after", "", "--days-before", "")
+    assert run("upstream", "change", "north", *taken_away) == "changed\n"
+    row = lists.row()
+    assert (row["priority"], row["modality"], row["every_seconds"], row["days_after"]) == (100, "", 60, 3)
     assert "ACC001" in run("upstream", "try", "north")
     tried = json.loads(run("upstream", "try", "north", "--json"))
     assert tried["counts"] == {"answers": 1, "beside": 0, "new": 1}
