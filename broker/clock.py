@@ -27,6 +27,6 @@ def aware(date: str, time: str, zone: str) -> dt.datetime | None:
     digits = time.split(".")[0].ljust(6, "0")
     try:
         naive = dt.datetime.strptime(date + digits[:6], "%Y%m%d%H%M%S")  # noqa: DTZ007  zone is set on the next line
-    except ValueError:
+        return naive.replace(tzinfo=ZoneInfo(zone)).astimezone(dt.UTC)
+    except (ValueError, OverflowError):  # year 1 in Tokyo is none of UTC; some systems say it for no time at all
         return None
-    return naive.replace(tzinfo=ZoneInfo(zone)).astimezone(dt.UTC)

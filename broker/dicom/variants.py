@@ -10,6 +10,7 @@ from broker.dicom.tree import Tree
 
 VERSION = "2"
 # Left: not in JIS X 0208. Right: the form that stands there for the same name. A kanji that is only alike is not here.
+# Names are compared by it (mwl/texts.py): a change wants a migration (CONTRIBUTING.md).
 KANJI = """
     髙高 﨑崎 㟢崎 𠮷吉 濵浜 栁柳 桒桑 枽桑 槗橋 𣘺橋 㐂喜 憘喜 圡土 𡈽土 嶹嶋 隯島 隝島 㠀島 靏鶴 靎鶴
     靍鶴 閒間 魲鱸 贒賢 秊年 柗松 俁俣 曺曹 裵裴 羡羨 柹柿 寗寧 甯寧 澔浩 甁瓶 竫靖 昻昂 曻昇 昰是 旹時

@@ -24,7 +24,7 @@ from broker.mwl.view import View
 
 STATION, MODALITY, SPS_ID = 0x00400001, 0x00080060, 0x00400009
 PATIENT_ID, ACCESSION, RP_ID, STUDY_UID = 0x00100020, 0x00080050, 0x00401001, 0x0020000D
-PATIENT_NAME = 0x00100010
+PATIENT_NAME, LABEL = 0x00100010, 0x00741202
 STATUSES = {"SCHEDULED": ("SCHEDULED",), "ARRIVED": ("ARRIVED",), "READY": ("READY",), "STARTED": ("STARTED",),
             "DEPARTED": view.FINISHED}  # fmt: skip
 # The rules of a view, by their names in what is told to people.
@@ -67,16 +67,17 @@ def of(query: Tree, what: View, directory: Directory, *, fuzzy: bool = False) ->
         if matching.combined_interval(step) is None:
             del step[matching.START_DATE]
     for tag, keys in ((MODALITY, step), (STATION, step), (STATUS, step), (SPS_ID, step), (PATIENT_ID, rest),
-                      (ACCESSION, rest), (RP_ID, rest), (STUDY_UID, rest)):  # fmt: skip
+                      (ACCESSION, rest), (RP_ID, rest), (STUDY_UID, rest), (LABEL, rest)):  # fmt: skip
         value = plain(keys, tag)
         if value and not set(value) & set("*?\\"):
             conditions.append(_exact(tag, value, what, days, directory))
             del keys[tag]
         elif value and tag in LIKENESSES:
-            conditions.append(Condition(tag, LIKENESSES[tag], (_like(value),)))
+            conditions.append(Condition(tag, LIKENESSES[tag], _listed(value) if tag == STUDY_UID else (_like(value),)))
     name = plain(rest, PATIENT_NAME)
     if name and not fuzzy:
-        conditions.append(Condition(PATIENT_NAME, "like_name", (_like(texts.compared(name)),)))
+        like = _like(texts.compared(name).replace("?", "*"))
+        conditions.append(Condition(PATIENT_NAME, "like_name", (like,)))
     rest.pop(STEP_SEQUENCE, None)
     if step:
         rest[STEP_SEQUENCE] = ("SQ", [step])
@@ -144,9 +145,14 @@ def _exact(tag: int, value: str, what: View, days: tuple[str, str], directory: D
 
 
 def _like(pattern: str) -> str:
-    """Who matches has its parts in their order; whether he does is looked at item by item."""
-    parts = (re.sub(r"([%_\\])", r"\\\1", part) for part in re.split(r"\^*[*?=]+", pattern.rstrip("^= ")))
-    return "%" + "%".join(part.strip() for part in parts) + "%"
+    """What matches has its parts in their order; whether it does is looked at item by item."""
+    parts = (re.sub(r"([%_\\])", r"\\\1", part) for part in re.split(r"\^*[*=]+", pattern.rstrip("^= ")))
+    return "%" + "%".join(part.strip().replace("?", "_") for part in parts) + "%"
+
+
+def _listed(uids: str) -> tuple[str, ...]:
+    """A list of UIDs (PS3.4 C.2.2.2.2), read as the rules read it."""
+    return _padded([uid.strip(" \0") for uid in uids.split("\\")])
 
 
 def _padded(values: Sequence[str]) -> tuple[str, ...]:
@@ -171,7 +177,7 @@ def _station(bound: Bound, *more: Any) -> ColumnElement[bool]:
 
 def _procedure(column: Any) -> Callable[[Bound], ColumnElement[bool]]:
     return lambda bound: col(ScheduledStep.requested_procedure_pk).in_(
-        select(col(RequestedProcedure.pk)).where(column == bound[0])
+        select(col(RequestedProcedure.pk)).where(col(column).in_(bound))
     )
 
 
@@ -187,6 +193,7 @@ ANCHORS: Clauses = {
     "accession_number": lambda bound: col(ScheduledStep.accession_number) == bound[0],
     "requested_procedure_id": _procedure(RequestedProcedure.requested_procedure_id),
     "study_instance_uid": _procedure(RequestedProcedure.study_instance_uid),
+    "study_instance_uids": _procedure(RequestedProcedure.study_instance_uid),
 }
 OTHERS: Clauses = {
     "days": lambda bound: col(ScheduledStep.start_date).between(bound[0], bound[1]),
@@ -214,11 +221,14 @@ BY_STATUS = _with_status(col(ScheduledStep.status))
 ANCHORED = _with_status(func.coalesce(col(ScheduledStep.status), ""))
 CLAUSE_OF = {
     MODALITY: "modality", SPS_ID: "sps_id", PATIENT_ID: "patient_id", ACCESSION: "accession_number",
-    RP_ID: "requested_procedure_id", STUDY_UID: "study_instance_uid",
+    RP_ID: "requested_procedure_id", STUDY_UID: "study_instance_uid", LABEL: "label",
 }  # fmt: skip
 
-# With wildcards: what leaves few to be looked at.
-LIKENESSES = {SPS_ID: "like_sps_id", PATIENT_ID: "like_patient_id", ACCESSION: "like_accession_number"}
+# With wildcards, or of a list: what leaves few to be looked at.
+LIKENESSES = {
+    SPS_ID: "like_sps_id", PATIENT_ID: "like_patient_id", ACCESSION: "like_accession_number",
+    STUDY_UID: "study_instance_uids",
+}  # fmt: skip
 
 Shape = tuple[Any, ...]
 ITEMS = (

@@ -11,12 +11,14 @@ from typing import Any
 
 from sqlalchemy import Column, Engine, MetaData, Table, and_, create_engine, event, or_
 from sqlalchemy.engine import Connection
-from sqlmodel import Session, col
+from sqlmodel import Session, col, select
 
 from broker import clock, db, log
-from broker.config import Settings
+from broker.config import Settings, Worklist
+from broker.dicom import habits
 from broker.errors import DatabaseAway
 from broker.model.orders import RequestedProcedure, ScheduledStation, ScheduledStep
+from broker.model.site import Node
 from broker.mwl import view
 
 FILE = "worklist.snapshot"
@@ -165,8 +167,10 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def _live(session: Session, settings: Settings, now: dt.datetime) -> Iterable[Any]:
-    """What some device may be shown: of what has begun or ended, as long as the longest of them may."""
-    hours = max(settings.worklist.started_hours, settings.worklist.finished_hours, BEGUN_HOURS)
+    """What some device may be shown: of what has begun or ended, as long as the longest of them may, by
+    the site's hours or its own."""
+    everybody: list[Worklist | habits.Habits] = [settings.worklist, *map(habits.of, session.exec(select(Node)))]
+    hours = max(BEGUN_HOURS, *(said or 0 for one in everybody for said in (one.started_hours, one.finished_hours)))
     recent = col(ScheduledStep.status_at) >= now - dt.timedelta(hours=hours)
     status = col(ScheduledStep.status)
     return session.connection().execute(

@@ -11,6 +11,7 @@ NAMES_FOLDED_MAX, KEYS_FOLDED_MAX = 16_384, 256
 # NFKC makes a delimiter or a wildcard of these: a `＊` that somebody wrote is no `*`, in a key or in a name.
 LOOKALIKES = re.compile("([⁇⁈⁉⁼₌≠⩴⩵⩶︖﹖﹡﹦﹨＊＝？＼＾])")
 UNIVERSAL = ("", "*")
+# Names are stored as they are compared (scheduled_step.name_key): a change here, or of the table, needs a migration.
 SHOWN_AS = {
     char: form for char, form in variants.SUBSTITUTE.items() if len(form) == 1 and unicodedata.category(form) == "Lo"
 }

@@ -105,7 +105,7 @@ def _looked_at(rows: Iterable[Any], wanted: Plan, what: View, directory: Directo
 
 
 def _refuse() -> bool:
-    raise TooMany("")
+    raise TooMany("", "too many items to look at, refine query")
 
 
 def unbounded(wanted: Plan, what: View, directory: Directory) -> list[Found]:

@@ -513,7 +513,9 @@ def test_each_other_error_comment_of_c_find_is_quoted():
     late.settings, late.taken_at = Settings(), None
     with pytest.raises(errors.DatabaseAway) as away:
         late.engine("X")
-    for error in (barred.value, away.value, errors.TooMany("")):
+    source = (ROOT / "broker" / "mwl" / "worklist.py").read_text("utf-8")
+    (looked_at,) = re.findall(r'TooMany\("", "(.+)"\)', source)
+    for error in (barred.value, away.value, errors.TooMany(""), errors.TooMany("", looked_at)):
         assert f"`{dimse.comment(str(error)).strip()}`" in comments
 
 

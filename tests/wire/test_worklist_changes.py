@@ -3,6 +3,7 @@
 import datetime as dt
 import struct
 import time
+from dataclasses import replace
 
 from broker import access, clock, db, site
 from broker.dicom import pdu, tree
@@ -10,6 +11,7 @@ from broker.model.orders import OfferedItem
 from broker.model.worklist import WorklistAnswer, WorklistQuery
 from broker.mwl import orders
 from broker.mwl.offered import Recorder
+from broker.sim.ris import code_of, omi
 from tests import raw
 from tests.house import House, eventually
 from tests.wire.test_worklist import find, query
@@ -41,6 +43,17 @@ def test_an_alias_counts_at_the_next_query(broker):
     assert found(broker) == ["S1ACC001"]
     change("CT1", aliases=[])
     assert found(broker) == []
+
+
+def test_a_new_name_finds_at_the_next_query_and_the_old_one_no_longer(broker):
+    broker.place(order("ACC001", SATO))
+    married = replace(SATO, kanji="鈴木^花子", kana="スズキ^ハナコ")
+    header, person, *_ = omi(order("ACC001", married)).split(b"\r")
+    renamed = b"\r".join([header.replace(b"OMI^O23^OMI_O23", b"ADT^A08^ADT_A01"), person, b""])
+    assert code_of(broker.ris().send(renamed)) == "AA"
+    for key, count in (("=鈴木*", 1), ("*スズキ*", 1), ("=佐藤*", 0), ("*サトウ*", 0)):
+        asked = query(KEYS, PatientName=key, SpecificCharacterSet="ISO_IR 192")
+        assert len(find(broker, asked)[1]) == count, key
 
 
 def test_what_has_begun_goes_when_its_hours_are_over(broker, monkeypatch):
